@@ -1,0 +1,57 @@
+"""Hidden Markov models as pure functions of torch, JAX or NumPy arrays: exact, batched, differentiable."""
+
+from ._types import Forward, ForwardBackward, Viterbi
+from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
+from .builders import ergodic, from_mask, left_to_right
+from .decode import log_joint, viterbi, viterbi_k_best
+from .emissions import categorical_log_prob, gaussian_log_prob, gmm_log_likelihood
+from .likelihood import forecast, forward, log_likelihood
+from .observation import mask_emission, restrict_states
+from .posterior import (
+    expected_transitions,
+    forward_backward,
+    pair_posteriors,
+    posterior_decode,
+    posterior_entropy,
+    smooth_fixed_lag,
+)
+from .sampling import sample, sample_posterior
+from .stationary import stationary
+from .streaming import StreamState, stream_flush, stream_init, stream_step
+from .transition import Banded, LowRank, Sparse
+
+__all__ = [
+    "Banded",
+    "Forward",
+    "ForwardBackward",
+    "LowRank",
+    "Sparse",
+    "StreamState",
+    "Viterbi",
+    "categorical_log_prob",
+    "ergodic",
+    "expected_transitions",
+    "forecast",
+    "forward",
+    "forward_backward",
+    "from_mask",
+    "gaussian_log_prob",
+    "gmm_log_likelihood",
+    "left_to_right",
+    "log_joint",
+    "log_likelihood",
+    "mask_emission",
+    "pair_posteriors",
+    "posterior_decode",
+    "posterior_entropy",
+    "restrict_states",
+    "sample",
+    "sample_posterior",
+    "smooth_fixed_lag",
+    "stationary",
+    "stream_flush",
+    "stream_init",
+    "stream_step",
+    "viterbi",
+    "viterbi_k_best",
+]

@@ -1,0 +1,97 @@
+"""NumPy, and any other namespace that keeps to the array API standard (array_api_strict)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .loops import loop_associative_scan, loop_scan
+from .protocol import Array, Primitive, Rng, Shape, Step
+
+
+class NumpyBackend:
+    """Eager arrays without gradients."""
+
+    def __init__(self, name: str, xp: Any) -> None:
+        self.name = name
+        self.xp = xp
+
+    def is_array(self, value: object) -> bool:
+        array_type = np.ndarray | np.generic if self.name == "numpy" else type(self.xp.asarray(0.0))
+        return isinstance(value, array_type)
+
+    def asarray(self, value: Any, like: Array) -> Array:
+        return self.xp.asarray(value)
+
+    def arange(self, count: int, like: Array) -> Array:
+        return self.xp.arange(count)
+
+    def full(self, shape: Shape, value: float, like: Array, dtype: Any = None) -> Array:
+        return self.xp.full(shape, value, dtype=dtype or like.dtype)
+
+    def to_numpy(self, x: Array) -> Any:
+        return np.asarray(x)
+
+    def is_traced(self, *arrays: Array) -> bool:
+        return False
+
+    def is_host(self, x: Array) -> bool:
+        return True
+
+    def index_dtype(self) -> Any:
+        return self.xp.int64
+
+    def wide_dtype(self, x: Array) -> Any | None:
+        return self.xp.float64
+
+    def scan(self, step: Step, carry: Any, xs: Any) -> tuple[Any, Any]:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return loop_scan(lambda x: [x[t, ...] for t in range(x.shape[0])], self.xp.stack, step, carry, xs)
+
+    def associative_scan(self, combine: Callable[[Any, Any], Any], items: Any) -> Any:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return loop_associative_scan(self.xp.concat, combine, items)
+
+    def stop_gradient(self, x: Array) -> Array:
+        return x
+
+    def log(self, x: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return self.xp.log(x)
+
+    def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
+        return self.xp.clip(self.xp.max(x, axis=axis, keepdims=True), min=self.xp.finfo(x.dtype).min)
+
+    def take_along(self, x: Array, indices: Array, axis: int) -> Array:
+        batch = np.broadcast_shapes(_without(x.shape, axis), _without(indices.shape, axis))
+        x = self.xp.broadcast_to(x, _with(batch, axis, x.shape[axis]))
+        indices = self.xp.broadcast_to(indices, _with(batch, axis, indices.shape[axis]))
+        return self.xp.take_along_axis(x, indices, axis=axis)
+
+    def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
+        return self.xp.astype(self.xp.asarray(rng.random(shape)), like.dtype)
+
+    def records(self, arrays: Sequence[Array]) -> bool:
+        return False
+
+    def call(self, primitive: Primitive, spec: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        return primitive.value(self, spec, arrays)
+
+    def register_pytree(
+        self, cls: type, flatten: Callable[[Any], tuple[Any, Any]], unflatten: Callable[[Any, Any], Any]
+    ) -> None:
+        return None
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def _with(shape: Shape, axis: int, size: int) -> Shape:
+    axis %= len(shape) + 1
+    return (*shape[:axis], size, *shape[axis:])

@@ -1,0 +1,210 @@
+"""PyTorch: derivatives of the time loop as autograd Functions over one opaque operator.
+
+The operator carries no autograd rule; it is called only inside `Function.forward`, and the Function is marked
+`allow_in_graph`. Every torch transform accepts this arrangement (docs/architecture.md says what was tried).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat.torch as xp_torch
+import torch
+from torch import Tensor
+
+from .loops import loop_associative_scan, loop_scan
+from .protocol import PRIMITIVES, Array, Primitive, Rng, Shape, Step
+
+
+class TorchBackend:
+    """Tensors on any device."""
+
+    name = "torch"
+    xp: Any = xp_torch
+
+    def __init__(self) -> None:
+        self._pytrees: set[type] = set()
+
+    def is_array(self, value: object) -> bool:
+        return isinstance(value, Tensor)
+
+    def asarray(self, value: Any, like: Array) -> Array:
+        return torch.as_tensor(value, device=like.device)
+
+    def arange(self, count: int, like: Array) -> Array:
+        return torch.arange(count, device=like.device)
+
+    def full(self, shape: Shape, value: float, like: Array, dtype: Any = None) -> Array:
+        return torch.full(shape, value, dtype=dtype or like.dtype, device=like.device)
+
+    def to_numpy(self, x: Array) -> Any:
+        return x.detach().cpu().numpy()
+
+    def is_traced(self, *arrays: Array) -> bool:
+        if torch.compiler.is_compiling():
+            return True
+        return any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays)  # type: ignore[attr-defined]
+
+    def is_host(self, x: Array) -> bool:
+        return bool(x.device.type == "cpu")
+
+    def index_dtype(self) -> Any:
+        return torch.int64
+
+    def wide_dtype(self, x: Array) -> Any | None:
+        return None if x.device.type == "mps" else torch.float64
+
+    def scan(self, step: Step, carry: Any, xs: Any) -> tuple[Any, Any]:
+        return loop_scan(lambda x: x.unbind(0), _stack, step, carry, xs)
+
+    def associative_scan(self, combine: Callable[[Any, Any], Any], items: Any) -> Any:
+        return loop_associative_scan(_concat, combine, items)
+
+    def stop_gradient(self, x: Array) -> Array:
+        return x.detach()
+
+    def log(self, x: Array) -> Array:
+        if not (torch.is_grad_enabled() or _forward_mode_is_on()):
+            return torch.log(x)
+        return torch.where(x == 0, -torch.inf, torch.log(torch.where(x == 0, 1.0, x)))
+
+    def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
+        return x.detach().amax(axis, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
+
+    def take_along(self, x: Array, indices: Array, axis: int) -> Array:
+        return torch.take_along_dim(x, indices, dim=axis)
+
+    def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
+        if not isinstance(rng, torch.Generator):
+            raise TypeError(f"rng: expected a torch.Generator, got {type(rng).__name__}")
+        drawn = torch.rand(shape, generator=rng, dtype=like.dtype, device=rng.device)
+        return drawn.to(like.device)
+
+    def records(self, arrays: Sequence[Array]) -> bool:
+        return self.is_traced(*arrays) or _needs_derivative(arrays)
+
+    def call(self, primitive: Primitive, spec: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        if not self.records(arrays):
+            with torch.no_grad():
+                return primitive.value(self, spec, arrays)
+        return _apply(primitive.name, spec, *arrays)  # type: ignore[no-any-return]
+
+    def register_pytree(
+        self, cls: type, flatten: Callable[[Any], tuple[Any, Any]], unflatten: Callable[[Any, Any], Any]
+    ) -> None:
+        if cls not in self._pytrees:
+            self._pytrees.add(cls)
+            torch.utils._pytree.register_pytree_node(
+                cls,
+                lambda value: (list((parts := flatten(value))[0]), parts[1]),
+                lambda children, context: unflatten(context, tuple(children)),
+                serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            )
+
+
+BACKEND = TorchBackend()
+
+
+def _stack(tensors: list[Tensor], axis: int) -> Tensor:
+    return torch.stack(tensors, axis)
+
+
+def _concat(tensors: list[Tensor], axis: int) -> Tensor:
+    return torch.cat(tensors, axis)
+
+
+def _needs_derivative(arrays: Sequence[Tensor]) -> bool:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
+        return True
+    return _forward_mode_is_on()
+
+
+def _forward_mode_is_on() -> bool:
+    return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+@torch.library.custom_op("hmm_functional::call", mutates_args=())
+def _call(name: str, spec: str, arrays: Sequence[Tensor]) -> list[Tensor]:
+    outputs = PRIMITIVES[name].value(BACKEND, spec, arrays)
+    taken = {x.untyped_storage().data_ptr() for x in arrays}
+    owned = []
+    for y in outputs:  # an operator's outputs may alias neither its inputs nor each other
+        y = y.clone() if y.untyped_storage().data_ptr() in taken else y
+        taken.add(y.untyped_storage().data_ptr())
+        owned.append(y.contiguous())
+    return owned
+
+
+@_call.register_fake
+def _call_fake(name: str, spec: str, arrays: Sequence[Tensor]) -> list[Tensor]:
+    primitive = PRIMITIVES[name]
+    shapes = primitive.output_shapes(spec, [x.shape for x in arrays])
+    integers = primitive.integers or (False,) * len(shapes)
+    dtypes = [torch.int64 if integer else arrays[0].dtype for integer in integers]
+    return [arrays[0].new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+
+
+def _call_vmap(info: Any, in_dims: Any, name: str, spec: str, arrays: Sequence[Tensor]) -> Any:
+    """Fold the mapped axis into the batch axis that every array already has."""
+    primitive, dims, count = PRIMITIVES[name], in_dims[2], info.batch_size
+    moved = [x if d is None else x.movedim(d, 0) for x, d in zip(arrays, dims, strict=True)]
+    batch = max(x.shape[0 if d is None else 1] for x, d in zip(moved, dims, strict=True))
+    primals = primitive.num_gradients(spec)
+
+    def fold(i: int, x: Tensor, dim: int | None) -> Tensor:
+        if dim is None:
+            if x.shape[0] == 1 and i >= primals:
+                return x
+            x = x[None]
+        return x.expand(count, batch, *x.shape[2:]).reshape(count * batch, *x.shape[2:])
+
+    folded = [fold(i, x, d) for i, (x, d) in enumerate(zip(moved, dims, strict=True))]
+    outputs = [y.reshape(count, -1, *y.shape[1:]) for y in _call(name, spec, folded)]
+    for i in range(primals):
+        if moved[i].shape[0 if dims[i] is None else 1] == 1:
+            outputs[i] = outputs[i].sum(1, keepdim=True)
+    return outputs, [0] * len(outputs)
+
+
+_call.register_vmap(_call_vmap)
+
+
+class _Function(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name: str, spec: str, *arrays: Tensor) -> Any:
+        return tuple(_call(name, spec, list(arrays)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.name, ctx.spec = inputs[:2]
+        ctx.num_arrays = len(inputs) - 2
+        ctx.save_for_backward(*inputs[2:], *output)
+        ctx.save_for_forward(*inputs[2:], *output)
+        ctx.set_materialize_grads(False)
+        flags = PRIMITIVES[ctx.name].differentiable(ctx.spec)
+        ctx.mark_non_differentiable(*[y for y, flag in zip(output, flags, strict=True) if not flag])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        saved, n = ctx.saved_tensors, ctx.num_arrays
+        primitive = PRIMITIVES[ctx.name]
+        if all(c is None for c in cotangents):
+            return (None,) * (n + 2)
+        needed = ctx.needs_input_grad[2 : 2 + primitive.num_primals(ctx.spec)]
+        found = primitive.vjp(BACKEND, ctx.spec, saved[:n], saved[n:], cotangents, needed)
+        return None, None, *found, *[None] * (n - len(found))
+
+    @staticmethod
+    def jvp(ctx: Any, _name: Any, _spec: Any, *tangents: Any) -> Any:
+        saved, n = ctx.saved_tensors, ctx.num_arrays
+        primitive = PRIMITIVES[ctx.name]
+        given = tangents[: primitive.num_primals(ctx.spec)]
+        return tuple(primitive.jvp(BACKEND, ctx.spec, saved[:n], saved[n:], given))
+
+
+@torch.compiler.allow_in_graph
+def _apply(name: str, spec: str, *arrays: Tensor) -> Any:
+    return _Function.apply(name, spec, *arrays)  # type: ignore[no-untyped-call]

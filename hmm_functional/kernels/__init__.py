@@ -1,0 +1,1 @@
+"""Implementations of `chain_messages`, and the registry that chooses one."""

@@ -1,0 +1,99 @@
+"""Which implementation of `chain_messages` serves a call.
+
+A kernel computes messages and nothing above them: no gradient, no posterior, no traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..backend import Array, Backend
+from ..semiring import Message, Semiring
+from ..structure import Structure, Weights
+
+
+@dataclass(frozen=True)
+class MessageCall:
+    """One call of `chain_messages`."""
+
+    backend: Backend
+    semiring: Semiring
+    structure: Structure
+    weights: Weights
+    """Components (B or 1, T-1 or 1, *base)."""
+    initial: Message
+    """Components (B or 1, K)."""
+    emission: Message
+    """Components (B, T, K)."""
+    lengths: Array | None
+    """(B,), or None where all are T."""
+    reverse: bool = False
+    include_emission: bool = True
+    """Whether a step's message holds its own emission, or only what the other steps predict of it."""
+    last_only: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.emission[0].shape[1])
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What `chain_messages` returns."""
+
+    values: Message
+    """Components (B, T, K), or (B, T, k, K), each step scaled to a maximum near 0; empty if last_only."""
+    scales: Message
+    """Components (B, T): the log scales taken out of the message with its emission; empty if last_only."""
+    total: Array
+    """(B,): sum of the scales, in float64 where there is one."""
+    last: Message
+    """Components (B, K): the message of the last step in the direction of travel, emission included."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A named implementation; of those that support a call, the highest priority serves `kernel="auto"`."""
+
+    name: str
+    priority: Callable[[MessageCall], int]
+    unsupported: Callable[[MessageCall], str | None]
+    """Why it cannot serve the call, or None."""
+    messages: Callable[[MessageCall], Messages]
+
+
+_KERNELS: dict[str, Kernel] = {}
+
+
+def register(kernel: Kernel) -> None:
+    """Make `kernel` available by its name."""
+    _KERNELS[kernel.name] = kernel
+
+
+def names() -> tuple[str, ...]:
+    """The names `kernel=` takes, besides "auto"."""
+    return tuple(_KERNELS)
+
+
+def check_name(name: Any) -> None:
+    """Raise ValueError unless `name` is "auto" or a registered kernel's."""
+    if name != "auto" and name not in _KERNELS:
+        known = ", ".join(repr(n) for n in ("auto", *_KERNELS))
+        raise ValueError(f"kernel: expected one of {known}, got {name!r}")
+
+
+def select(name: str, call: MessageCall) -> Kernel:
+    """The kernel that serves `call`.
+
+    Raises:
+        ValueError: there is no kernel `name`, or it cannot serve the call; the message says why.
+    """
+    check_name(name)
+    if name != "auto":
+        if (reason := _KERNELS[name].unsupported(call)) is not None:
+            raise ValueError(f"kernel: {name!r} cannot serve this call: {reason}")
+        return _KERNELS[name]
+    able = [kernel for kernel in _KERNELS.values() if kernel.unsupported(call) is None]
+    return max(able, key=lambda kernel: kernel.priority(call))

@@ -1,0 +1,70 @@
+"""Sums in the log domain that are exact at -inf, in values and in gradients, and sums that do not drift."""
+
+from __future__ import annotations
+
+from math import inf
+
+from .backend import Array, Backend
+
+
+def logsumexp(backend: Backend, x: Array, axis: int = -1, keepdims: bool = False) -> Array:
+    """log of the sum of exp(x) along `axis`; -inf where all are -inf, with a gradient of zero there."""
+    xp = backend.xp
+    pivot = backend.pivot(x, axis)
+    total = backend.log(xp.sum(xp.exp(x - pivot), axis=axis, keepdims=True)) + pivot
+    return total if keepdims else xp.squeeze(total, axis=axis)
+
+
+def log_normalize(backend: Backend, x: Array, axis: int = -1) -> Array:
+    """x minus its logsumexp along `axis`; rows that are all -inf stay -inf."""
+    total = logsumexp(backend, x, axis, keepdims=True)
+    return x - backend.xp.where(total == -inf, 0.0, total)
+
+
+def softmax(backend: Backend, x: Array, axis: int = -1) -> Array:
+    """exp(x) over its sum along `axis`; zeros where all are -inf."""
+    xp = backend.xp
+    p = xp.exp(x - backend.pivot(x, axis))
+    total = xp.sum(p, axis=axis, keepdims=True)
+    return p / xp.where(total == 0, 1.0, total)
+
+
+def multiply(backend: Backend, weight: Array, x: Array) -> Array:
+    """weight * x, and 0 where the weight is 0, whatever x is there."""
+    xp = backend.xp
+    return xp.where(weight == 0, 0.0, weight * xp.where(weight == 0, 0.0, x))
+
+
+def centre(backend: Backend, log_emission: Array) -> tuple[Array, Array]:
+    """Emissions (..., T, K) less each step's largest, and those (..., T) as constants, 0 where there is none.
+
+    Differences of states keep their precision however large the emissions are.
+    """
+    xp = backend.xp
+    top = backend.pivot(log_emission, -1)
+    top = xp.where(top == xp.finfo(top.dtype).min, 0.0, top)
+    return log_emission - top, top[..., 0]
+
+
+def accurate_sum(backend: Backend, x: Array) -> Array:
+    """Sum along the last axis: in float64 (the result too) where there is one, else compensated.
+
+    The compensated sum halves the axis and carries the rounding errors along (two-sum: Knuth, The Art of
+    Computer Programming vol. 2, 4.2.2 theorem B), so its error does not grow with the length.
+    """
+    xp = backend.xp
+    wide = backend.wide_dtype(x)
+    if wide is not None:
+        return xp.sum(x, axis=-1, dtype=wide)
+    error = xp.zeros_like(x)
+    while x.shape[-1] > 1:
+        if x.shape[-1] % 2:
+            pad = xp.zeros_like(x[..., :1])
+            x, error = xp.concat([x, pad], axis=-1), xp.concat([error, pad], axis=-1)
+        a, b = x[..., ::2], x[..., 1::2]
+        total = a + b
+        part = total - a
+        lost = (a - (total - part)) + (b - part)
+        error = error[..., ::2] + error[..., 1::2] + xp.where(xp.abs(total) < inf, lost, 0.0)
+        x = total
+    return xp.sum(x + error, axis=-1)

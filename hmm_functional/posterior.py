@@ -1,0 +1,295 @@
+"""What the whole sequence, or the steps so far and a few more, say about the states."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+from ._check import need_count
+from ._types import ForwardBackward
+from .backend import Array
+from .chain import Chain, chain_of
+from .gradient import ENTROPY, STATISTICS, chain_arrays
+from .likelihood import backward_pass, forward_pass, masked
+from .numerics import centre, log_normalize
+from .semiring import LOG
+from .transition import LowRank, own_shape
+
+
+def forward_backward(
+    log_initial: Array,
+    log_transition: Any,
+    log_emission: Array,
+    *,
+    lengths: Any = None,
+    log_final: Array | None = None,
+    kernel: str = "auto",
+) -> ForwardBackward:
+    """Smoothed posteriors log p(z_t given x), and log p(x).
+
+    Args: as `log_likelihood`.
+
+    Returns:
+        `ForwardBackward(log_posteriors (..., T, K), log_likelihood (...))`, normalised; padding, and all steps of
+        an impossible sequence, are -inf.
+
+    Raises: as `log_likelihood`.
+
+    Gradient: reverse and forward mode in the log domain, right also where a posterior underflows, O(B T K)
+    memory; the second derivative of `log_posteriors` raises in torch.
+
+    Cost: two passes, O(B T K^2) time for a dense transition, O(B T K) memory.
+
+    References: Rabiner 1989, equations 26 and 27.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> initial, transition = torch.tensor([0.5, 0.5]).log(), torch.tensor([[0.7, 0.3], [0.3, 0.7]]).log()
+        >>> emission = torch.tensor([[0.9, 0.2], [0.9, 0.2]]).log()
+        >>> hf.forward_backward(initial, transition, emission).log_posteriors.exp()
+        tensor([[0.8834, 0.1166],
+                [0.8834, 0.1166]])
+    """
+    chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
+    likelihood, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    joint = messages + backward_pass(chain, kernel)
+    posteriors = masked(chain, log_normalize(chain.backend, joint))
+    return ForwardBackward(chain.unflatten(posteriors), chain.unflatten(likelihood))
+
+
+def posterior_decode(
+    log_initial: Array,
+    log_transition: Any,
+    log_emission: Array,
+    *,
+    lengths: Any = None,
+    log_final: Array | None = None,
+    kernel: str = "auto",
+) -> Array:
+    """The state of highest posterior at each step, each step for itself: the path may be impossible as a whole.
+
+    Args: as `log_likelihood`.
+
+    Returns:
+        (..., T) int64 (int32 in JAX without x64); ties go to the lowest state; -1 in the padding and where a
+        sequence is impossible or holds NaN.
+
+    Raises: as `log_likelihood`.
+
+    Cost: as `forward_backward`.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.posterior_decode(torch.zeros(2), torch.zeros(2, 2), torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+        tensor([1, 0])
+    """
+    posteriors, likelihood = forward_backward(
+        log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final, kernel=kernel
+    )
+    chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
+    xp = chain.backend.xp
+    states = xp.astype(xp.argmax(posteriors, axis=-1), chain.backend.index_dtype())
+    is_state = (likelihood > -inf)[..., None] & chain.unflatten(chain.is_valid())
+    return xp.where(is_state, states, -1)
+
+
+def pair_posteriors(
+    log_initial: Array,
+    log_transition: Any,
+    log_emission: Array,
+    *,
+    lengths: Any = None,
+    log_final: Array | None = None,
+    kernel: str = "auto",
+) -> Array:
+    """log p(z_t, z_{t+1} given x), for every pair of neighbouring steps.
+
+    Args: as `log_likelihood`.
+
+    Returns:
+        (..., T-1, K, K), [from, to], normalised over both, dense for every structure; -inf from a sequence's last
+        step on and for an impossible one.
+
+    Raises: as `log_likelihood`.
+
+    Gradient: as `forward_backward`.
+
+    Cost: O(B T K^2) time and memory, which is the size of the result; `expected_transitions` needs no such array.
+
+    References: Rabiner 1989, equation 37.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.pair_posteriors(torch.zeros(2), torch.zeros(2, 2), torch.zeros(2, 2)).exp()
+        tensor([[[0.2500, 0.2500],
+                 [0.2500, 0.2500]]])
+    """
+    chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
+    backend, xp = chain.backend, chain.backend.xp
+    _, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    ahead = masked_zero(chain, centre(backend, chain.emission)[0]) + backward_pass(chain, kernel)
+    matrix = chain.structure.dense(backend, chain.weights)
+    pairs = messages[:, :-1, :, None] + matrix + ahead[:, 1:, None, :]
+    pairs = log_normalize(backend, pairs, axis=(-2, -1))
+    if chain.is_ragged:
+        pairs = xp.where(chain.is_valid()[:, 1:, None, None], pairs, -inf)
+    return chain.unflatten(pairs)
+
+
+def expected_transitions(
+    log_initial: Array,
+    log_transition: Any,
+    log_emission: Array,
+    *,
+    lengths: Any = None,
+    log_final: Array | None = None,
+    kernel: str = "auto",
+) -> Any:
+    """Expected number of transitions between each two states over the sequence, given x.
+
+    Args: as `log_likelihood`.
+
+    Returns:
+        (..., K, K), [from, to]; for a structure the shape of its own weights, (..., O, K) or (..., E), and for
+        `LowRank` a pair (..., K, R), (..., R, K). Sums to length - 1; 0 for an impossible sequence.
+
+    Raises: as `log_likelihood`.
+
+    Gradient: reverse and forward mode, by the expectation semiring.
+
+    Cost: two passes and a sum over pairs, O(B T K^2) time; no T x K x K array is made.
+
+    References: Rabiner 1989, equation 40b's numerator.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.expected_transitions(torch.zeros(2), torch.zeros(2, 2), torch.zeros(5, 2))
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+    chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
+    backend, xp = chain.backend, chain.backend.xp
+    size = chain.emission.shape[0]
+    chain = replace(chain, weights=tuple(xp.broadcast_to(w, (size, *w.shape[1:])) for w in chain.weights))
+    _, messages, scales = forward_pass(chain, kernel, has_messages=True)
+    arrays = chain_arrays(chain, kernel)
+    ones = backend.full((size,), 1.0, like=chain.emission)
+    found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, ones, *arrays.constants, messages, scales])
+    counts = tuple(chain.unflatten(xp.sum(c, axis=1)) for c in found[1:-2])
+    return own_shape(backend, log_transition, counts)
+
+
+def posterior_entropy(
+    log_initial: Array,
+    log_transition: Any,
+    log_emission: Array,
+    *,
+    lengths: Any = None,
+    log_final: Array | None = None,
+    kernel: str = "auto",
+) -> Array:
+    """Entropy of the state path given x: the sum over paths of -p(z given x) log p(z given x).
+
+    Args: as `log_likelihood`.
+
+    Returns:
+        (...), nats; 0 for an impossible sequence.
+
+    Raises: as `log_likelihood`.
+
+    Gradient: reverse and forward mode, by the expectation semiring; the second derivative raises in torch.
+
+    Cost: two passes and a sum over pairs, O(B T K^2) time, O(B T K) memory.
+
+    References: Hernando, Crespi and Cybenko 2005, in the form H(z_T) + sum over t of H(z_t given z_{t+1}).
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.posterior_entropy(torch.zeros(2), torch.zeros(2, 2), torch.zeros(3, 2)) / torch.tensor(2.0).log()
+        tensor(3.)
+    """
+    chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
+    if isinstance(log_transition, LowRank):
+        chain = chain.with_dense_transition()
+    arrays = chain_arrays(chain, kernel)
+    (entropy,) = chain.backend.call(ENTROPY, arrays.spec.encode(), [*arrays.theta, *arrays.constants])
+    return chain.unflatten(entropy)
+
+
+def smooth_fixed_lag(
+    log_initial: Array,
+    log_transition: Any,
+    log_emission: Array,
+    *,
+    lag: int,
+    lengths: Any = None,
+    log_final: Array | None = None,
+    kernel: str = "auto",
+) -> Array:
+    """log p(z_t given x_0..t+lag): filtered posteriors with `lag` steps of look-ahead.
+
+    Args: as `log_likelihood`; `log_final` is no part of the result.
+        lag: steps of look-ahead, 0 or more; cut at each sequence's end.
+
+    Returns:
+        (..., T, K), normalised; padding is -inf, and so is an impossible sequence from the first step whose
+        window cannot be.
+
+    Raises: as `log_likelihood`.
+
+    Gradient: by the array library, through `lag` rounds: O(B T K^2 lag) memory while recording.
+
+    Cost: a forward pass and `lag` rounds over all steps at once, O(B T K^2 lag) time, O(B T K) memory.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> initial, transition = torch.tensor([0.5, 0.5]).log(), torch.tensor([[0.7, 0.3], [0.3, 0.7]]).log()
+        >>> emission = torch.tensor([[0.9, 0.2], [0.9, 0.2]]).log()
+        >>> hf.smooth_fixed_lag(initial, transition, emission, lag=1)[0].exp()
+        tensor([0.8834, 0.1166])
+    """
+    lag = need_count("lag", lag, 0)
+    chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
+    backend = chain.backend
+    _, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    emission = masked_zero(chain, centre(backend, chain.emission)[0])
+    ahead = look_ahead(chain, emission, chain.num_steps, lag)
+    return chain.unflatten(masked(chain, log_normalize(backend, messages + ahead)))
+
+
+def look_ahead(chain: Chain, emission: Array, count: int, lag: int) -> Array:
+    """What steps t+1..t+lag say about step t, for t = 0..count-1: (B, count, K), up to a scale a step.
+
+    All steps take their windows' steps together, from the far end of the window to the near one; a window's
+    steps past the end of its sequence say nothing.
+    """
+    backend, xp = chain.backend, chain.backend.xp
+    lag = min(lag, chain.num_steps - 1)
+    ahead = xp.zeros_like(emission[:, :count, :])
+    if lag == 0:
+        return ahead
+    structure, weights = chain.structure.transposed(backend, tuple((w,) for w in chain.weights))
+    weights = structure.prepare(backend, LOG, weights, 0)
+    is_constant = chain.weights[0].shape[1] == 1
+    shifts = backend.arange(lag, like=chain.lengths)
+    steps = (lag - shifts)[:, None] + backend.arange(count, like=chain.lengths)[None, :]
+
+    def step(ahead: Array, place: Array) -> tuple[Array, None]:
+        near = xp.clip(place, max=chain.num_steps - 1)
+        (message,), _ = LOG.normalise(backend, (xp.take(emission, near, axis=1) + ahead,))
+        slots = weights
+        if not is_constant:
+            slots = tuple(tuple(xp.take(w, near - 1, axis=1) for w in part) for part in weights)
+        (moved,) = structure.contract(backend, LOG, (message,), slots)
+        is_inside = place[None, :] < chain.lengths[:, None]
+        return xp.where(is_inside[..., None], moved, ahead), None
+
+    return backend.scan(step, ahead, steps)[0]
+
+
+def masked_zero(chain: Chain, x: Array) -> Array:
+    """(B, T, K) with 0 in the padding."""
+    if not chain.is_ragged:
+        return x
+    return chain.backend.xp.where(chain.is_valid()[..., None], x, 0.0)

@@ -1,0 +1,185 @@
+"""Free parameters to probabilities and covariances, and back: whatever an optimiser does, the model stays valid."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ._check import first, log_of, need_normalised, parameter_values
+
+CovarianceType = Literal["diag", "spherical", "full", "tied", "tied_diag"]
+COVARIANCE_TYPES = ("diag", "spherical", "full", "tied", "tied_diag")
+
+_LOG_VARIANCE_LIMIT = 60.0  # variances within 1e-26..1e26: their ratios to squared features stay finite in float32
+_GUARD = 1e-5
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast on the device of `x`: recursions run in float32 or wider."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+class LogProbabilities(nn.Module):
+    """Log-probabilities along the last axis, from free logits; entries that are exactly zero stay so.
+
+    Args:
+        log_probabilities: the values to start from; its last axis sums to one.
+        learnable: whether the logits take gradients.
+
+    Attributes:
+        logits: parameter of the same shape.
+        is_possible: buffer of the same shape; False marks a probability of exactly zero, whatever its logit.
+    """
+
+    is_possible: Tensor
+
+    def __init__(self, log_probabilities: Tensor, learnable: bool = True) -> None:
+        super().__init__()
+        shape = log_probabilities.shape
+        self.logits = nn.Parameter(torch.zeros(shape), requires_grad=learnable)
+        self.register_buffer("is_possible", torch.ones(shape, dtype=torch.bool))
+        self._copy(log_probabilities)
+
+    def forward(self) -> Tensor:
+        """The log-probabilities, in float32 or wider, differentiable."""
+        logits = widened(self.logits)
+        return torch.where(self.is_possible, logits, -torch.inf).log_softmax(-1)
+
+    def assign(self, name: str, log_probabilities: Any, words: str) -> None:
+        """Take given log-probabilities; -inf is a zero that stays one.
+
+        Raises:
+            ValueError: a wrong shape, NaN, or rows whose exp does not sum to one.
+        """
+        found = parameter_values(name, log_probabilities, tuple(self.logits.shape), words)
+        need_normalised(name, found.exp(), "these are logs: pass weights.log_softmax(-1)")
+        self._copy(found)
+
+    def num_free(self) -> int:
+        """Free parameters: one fewer a row than its possible entries."""
+        return int(self.is_possible.sum()) - prod(self.is_possible.shape[:-1])
+
+    @torch.no_grad()
+    def _copy(self, log_probabilities: Tensor) -> None:
+        is_possible = log_probabilities > -torch.inf
+        self.is_possible.copy_(is_possible)
+        self.logits.copy_(log_probabilities.where(is_possible, 0.0))
+
+
+class Covariance(nn.Module):
+    """Covariances of Gaussians from free parameters: logs of variances, or Cholesky factors.
+
+    Args:
+        shape: axes of independent Gaussians, (K,) or (K, M).
+        obs_dim: D.
+        covariance_type: "diag" (*shape, D), "spherical" shape, "full" (*shape, D, D), "tied" (D, D), "tied_diag" (D,).
+
+    Attributes:
+        factor: parameter of that shape: log variances; for full and tied the Cholesky factor below the diagonal and
+            the log of its diagonal on it.
+        guard: buffer, a share of each variance that the factor does not account for, so that covariances remain
+            positive definite after rounding. Assignment subtracts it: values read are the values assigned.
+    """
+
+    guard: Tensor
+
+    def __init__(self, shape: tuple[int, ...], obs_dim: int, covariance_type: CovarianceType) -> None:
+        super().__init__()
+        if covariance_type not in COVARIANCE_TYPES:
+            raise ValueError(f"covariance_type: expected one of {', '.join(COVARIANCE_TYPES)}, got {covariance_type!r}")
+        self.covariance_type = covariance_type
+        self.obs_dim = obs_dim
+        self.is_matrix = covariance_type in ("full", "tied")
+        lead = () if covariance_type.startswith("tied") else shape
+        tail = {"spherical": (), "full": (obs_dim, obs_dim), "tied": (obs_dim, obs_dim)}
+        self.factor = nn.Parameter(torch.zeros(*lead, *tail.get(covariance_type, (obs_dim,))))
+        self.register_buffer("guard", torch.tensor(0.0))
+        start = torch.ones(self.factor.shape, dtype=torch.float64)
+        self._copy(start * torch.eye(obs_dim) if self.is_matrix else start)
+
+    def forward(self) -> Tensor:
+        """The covariances, in float32 or wider, differentiable."""
+        factor = widened(self.factor)
+        half = _LOG_VARIANCE_LIMIT / 2
+        if not self.is_matrix:
+            return factor.clamp(-2 * half, 2 * half).exp()
+        limit = torch.tensor(half).exp().item()
+        diagonal = factor.diagonal(dim1=-2, dim2=-1).clamp(-half, half).exp()
+        lower = factor.tril(-1).clamp(-limit, limit) + diagonal.diag_embed()
+        with full_precision(lower):
+            product = lower @ lower.mT
+        return product + (product.diagonal(dim1=-2, dim2=-1) * self.guard).diag_embed()
+
+    def assign(self, name: str, covariances: Any, words: str) -> None:
+        """Take given covariances.
+
+        Raises:
+            ValueError: a wrong shape, a variance outside 1e-26..1e26, a matrix that is not symmetric, not positive
+                definite, or so close to singular that rounding would make it so.
+        """
+        found = parameter_values(name, covariances, tuple(self.factor.shape), words)
+        variances = found.diagonal(dim1=-2, dim2=-1) if self.is_matrix else found
+        is_bad = ~((variances > 0) & (variances.log().abs() <= _LOG_VARIANCE_LIMIT))
+        if is_bad.any():
+            at = first(is_bad)
+            raise ValueError(
+                f"{name}: expected variances within 1e-26..1e26, got {float(variances[at]):.6g} at {at}; "
+                "scale the observations"
+            )
+        if self.is_matrix and not torch.allclose(found, found.mT, rtol=1e-5, atol=0.0):
+            raise ValueError(f"{name}: expected symmetric matrices; take (C + C.mT) / 2")
+        self._copy(found, name)
+
+    def num_free(self) -> int:
+        """Free parameters: the entries on and below the diagonal of each matrix, each variance otherwise."""
+        size = self.factor.numel()
+        return size // (self.obs_dim**2) * (self.obs_dim * (self.obs_dim + 1) // 2) if self.is_matrix else size
+
+    @torch.no_grad()
+    def scale_noise(self, noise: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+        """Standard normal noise (..., D) given the covariances at `index`: one (...) tensor for each axis of `shape`."""
+        covariances = self()
+        if self.covariance_type == "tied":
+            return noise @ torch.linalg.cholesky(covariances).mT
+        if self.covariance_type == "tied_diag":
+            return noise * covariances.sqrt()
+        if not self.is_matrix:
+            deviations = covariances.sqrt()[index]
+            return noise * (deviations[..., None] if self.covariance_type == "spherical" else deviations)
+        factors = torch.linalg.cholesky(covariances)
+        scaled, places = torch.empty_like(noise), torch.stack(index, -1)
+        for place in places.flatten(0, -2).unique(dim=0):  # one matrix at a time: never (..., D, D)
+            chosen = (places == place).all(-1)
+            scaled[chosen] = noise[chosen] @ factors[tuple(place)].mT
+        return scaled
+
+    @torch.no_grad()
+    def _copy(self, covariances: Tensor, name: str = "covariances") -> None:
+        if not self.is_matrix:
+            self.factor.copy_(covariances.log())
+            return
+        variances = covariances.diagonal(dim1=-2, dim2=-1)
+        scale = variances.rsqrt()
+        smallest = torch.linalg.eigvalsh(covariances * scale[..., :, None] * scale[..., None, :]).min().item()
+        # rounding moves the eigenvalues of a correlation matrix by about eps sqrt(D)
+        needed = 8 * torch.finfo(widened(self.factor).dtype).eps * self.obs_dim**0.5
+        if not smallest > 2 * needed:
+            raise ValueError(
+                f"{name}: expected positive definite matrices, the smallest eigenvalue among their correlation "
+                f"matrices is {smallest:.3g}, below {2 * needed:.3g}; add to the diagonals"
+            )
+        guard = min(max(_GUARD, needed), smallest / 2)
+        factor = torch.linalg.cholesky(covariances - (variances * guard / (1 + guard)).diag_embed())
+        logs = factor.diagonal(dim1=-2, dim2=-1).log()
+        self.factor.copy_(factor.tril(-1) + logs.diag_embed())
+        self.guard.fill_(guard)
