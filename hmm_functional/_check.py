@@ -30,6 +30,8 @@ def need_integers(name: str, xp: Any, x: Any) -> None:
 def need_count(name: str, value: Any, least: int) -> int:
     """A Python integer of at least `least`."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         count = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None

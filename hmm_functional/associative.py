@@ -19,7 +19,9 @@ from .semiring import Message, Semiring
 from .structure import Weights, contract_dense
 
 LARGEST_STATES = 64
-"""Past this many states the K times larger work costs more than the launches it saves."""
+"""On a GPU: past this many states the K times larger work costs more than the launches it saves."""
+LONG, FEW_STATES = 10_000, 8
+"""On a CPU the loop's overhead outweighs the K times larger work only for long sequences of few states."""
 
 
 def chunk_length(num_states: int) -> int:
@@ -152,13 +154,15 @@ def _unsupported(call: MessageCall) -> str | None:
 
 
 def _priority(call: MessageCall) -> int:
-    """First on a GPU under torch, where it launches fewer operations."""
-    backend, num_states = call.backend, call.structure.num_states
-    if backend.name != "torch" or backend.is_host(call.emission[0]) or num_states > LARGEST_STATES:
+    """First under torch on a GPU, where it launches fewer operations, and in eager libraries for long sequences."""
+    backend, num_states, num_steps = call.backend, call.structure.num_states, call.num_steps
+    if backend.name == "jax":
         return -1
-    num_chunks = max(call.num_steps / chunk_length(num_states), 1.0)
-    rounds = 2 * chunk_length(num_states) + log2(num_chunks)
-    return 1 if rounds < call.num_steps - 1 else -1
+    if backend.is_host(call.emission[0]):
+        return 1 if num_steps >= LONG and num_states <= FEW_STATES else -1
+    length = chunk_length(num_states)
+    rounds = 2 * length + log2(max(num_steps / length, 1.0))
+    return 1 if num_states <= LARGEST_STATES and rounds < num_steps - 1 else -1
 
 
 register(Kernel("parallel", _priority, _unsupported, parallel_messages))

@@ -61,8 +61,8 @@ class Spec:
     def decode(encoded: str) -> Spec:
         """The Spec that `encode` wrote."""
         key, kernel, *words = encoded.split("|")
-        ragged, weights, tables, *flags, num_best = (int(word) for word in words)
-        return Spec(key, kernel, bool(ragged), weights, tables, *(bool(flag) for flag in flags), num_best=num_best)
+        n = [int(word) for word in words]
+        return Spec(key, kernel, bool(n[0]), n[1], n[2], bool(n[3]), bool(n[4]), bool(n[5]), bool(n[6]), n[7])
 
 
 @dataclass(frozen=True)
@@ -468,7 +468,7 @@ def sum_over_slots(
     x: Message,
     weights: Weights,
     z: Message,
-    add: Callable[[Weights], Any],
+    add: Callable[[Weights], tuple[Array, ...]],
     *,
     is_total: bool = False,
 ) -> tuple[Array, ...]:
@@ -532,6 +532,7 @@ def _entropy(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[A
         return (entropy,)
     slots = a.structure.prepare(backend, LOG, call.weights, 0)
     (predicted,) = a.structure.contract(backend, LOG, (messages[:, :-1, :],), slots)
+    predicted = xp.where(predicted == -inf, 0.0, predicted)
     predicted = xp.concat([predicted[:, :1, :], predicted], axis=1)  # the first row is not read
     pairs = tuple((w[0], w[0]) for w in call.weights)
     onward = _onward(a, emission + back.values[0], joint, ahead.scales[0])

@@ -7,7 +7,7 @@ from math import inf
 from .backend import Array, Backend
 
 
-def logsumexp(backend: Backend, x: Array, axis: int = -1, keepdims: bool = False) -> Array:
+def logsumexp(backend: Backend, x: Array, axis: int | tuple[int, ...] = -1, keepdims: bool = False) -> Array:
     """log of the sum of exp(x) along `axis`; -inf where all are -inf, with a gradient of zero there."""
     xp = backend.xp
     pivot = backend.pivot(x, axis)
@@ -15,13 +15,13 @@ def logsumexp(backend: Backend, x: Array, axis: int = -1, keepdims: bool = False
     return total if keepdims else xp.squeeze(total, axis=axis)
 
 
-def log_normalize(backend: Backend, x: Array, axis: int = -1) -> Array:
+def log_normalize(backend: Backend, x: Array, axis: int | tuple[int, ...] = -1) -> Array:
     """x minus its logsumexp along `axis`; rows that are all -inf stay -inf."""
     total = logsumexp(backend, x, axis, keepdims=True)
     return x - backend.xp.where(total == -inf, 0.0, total)
 
 
-def softmax(backend: Backend, x: Array, axis: int = -1) -> Array:
+def softmax(backend: Backend, x: Array, axis: int | tuple[int, ...] = -1) -> Array:
     """exp(x) over its sum along `axis`; zeros where all are -inf."""
     xp = backend.xp
     p = xp.exp(x - backend.pivot(x, axis))

@@ -172,11 +172,14 @@ def expected_transitions(
     backend, xp = chain.backend, chain.backend.xp
     size = chain.emission.shape[0]
     chain = replace(chain, weights=tuple(xp.broadcast_to(w, (size, *w.shape[1:])) for w in chain.weights))
-    _, messages, scales = forward_pass(chain, kernel, has_messages=True)
+    likelihood, messages, scales = forward_pass(chain, kernel, has_messages=True)
     arrays = chain_arrays(chain, kernel)
     ones = backend.full((size,), 1.0, like=chain.emission)
     found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, ones, *arrays.constants, messages, scales])
-    counts = tuple(chain.unflatten(xp.sum(c, axis=1)) for c in found[1:-2])
+    is_nan = xp.isnan(likelihood)
+    totals = (xp.sum(c, axis=1) for c in found[1:-2])
+    marked = (xp.where(xp.reshape(is_nan, (-1, *[1] * (c.ndim - 1))), xp.nan, c) for c in totals)
+    counts = tuple(chain.unflatten(c) for c in marked)
     return own_shape(backend, log_transition, counts)
 
 

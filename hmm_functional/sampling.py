@@ -168,7 +168,9 @@ def _draw(backend: Backend, terms: Array, luck: Array, rank: Any) -> Array:
     below = xp.cumulative_sum(softmax(backend, terms), axis=-1)
     # luck < 1, but its product may round up to the total: the largest number below keeps the draw inside
     shrink = 1.0 - xp.finfo(terms.dtype).eps
-    return xp.sum(xp.astype(below <= luck[..., None] * shrink * below[..., -1:], backend.index_dtype()), axis=-1)
+    is_below = below <= luck[..., None] * shrink * below[..., -1:]
+    place = xp.sum(xp.astype(is_below, backend.index_dtype()), axis=-1)
+    return xp.clip(place, max=terms.shape[-1] - 1)  # where nothing can be drawn
 
 
 SAMPLE = declare(

@@ -17,11 +17,17 @@ Message = tuple[Array, ...]
 
 
 class Semiring(Protocol):
-    name: str
-    zeros: tuple[float, ...]
-    """The additive identity, component by component."""
-    depth: int
-    """Axes of a component between the batch axes and the states: 1 for the k best, else 0."""
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def zeros(self) -> tuple[float, ...]:
+        """The additive identity, component by component."""
+
+    @property
+    def depth(self) -> int:
+        """Axes of a component between the batch axes and the states: 1 for the k best, else 0."""
 
     def add(self, backend: Backend, terms: Message) -> Message:
         """Sum over the axis before the last."""

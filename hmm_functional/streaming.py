@@ -77,7 +77,7 @@ def stream_init(
     shape = (*(need_count("batch_shape", n, 0) for n in batch_shape), *chain.batch_shape)
     predicted = xp.broadcast_to(predicted, (*shape, chain.num_states))
     pending = backend.full((*shape, 0, chain.num_states), 0.0, like=predicted)
-    backend.register_pytree(StreamState, lambda s: (tuple(s[:-1]), s.lag), lambda lag, s: StreamState(*s, lag))
+    backend.register_pytree(StreamState, lambda s: (tuple(s[:-1]), s.lag), lambda lag, s: StreamState._make((*s, lag)))
     return StreamState(log_transition, predicted, pending, pending, lag)
 
 

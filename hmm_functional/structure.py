@@ -27,9 +27,13 @@ Weights = tuple[Message, ...]
 class Structure(Protocol):
     """How mass moves in one step, for weights already cut to one time slot unless said otherwise."""
 
-    num_states: int
-    ranks: tuple[int, ...]
-    """Base axes of each weight array."""
+    @property
+    def num_states(self) -> int:
+        """K."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Base axes of each weight array."""
 
     @property
     def key(self) -> str:

@@ -98,7 +98,7 @@ def _register(cls: type, leaves: tuple[str, ...], static: tuple[str, ...], sampl
     """Make `cls` a pytree of the library of `sample`: its arrays are leaves, the rest is metadata."""
 
     def unflatten(context: Any, children: Any) -> Any:
-        value = object.__new__(cls)
+        value: Any = object.__new__(cls)
         for name, part in zip((*leaves, *static), (*children, *context), strict=True):
             object.__setattr__(value, name, part)
         return value

@@ -65,7 +65,7 @@ def test_every_library_and_form_equals_plain_loops(library, form, data):
     assert_equals_dynamic_program(model, form, answers(LIBRARIES[library], model, form, "auto"), 1e-12 * model.scale)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["dense", "banded"])
 @given(data=st.data())
 def test_jax_equals_plain_loops(form, data):
     model = long_model(data, num_steps=23, num_states=3, transition="constant")
@@ -89,7 +89,7 @@ def test_kernels_agree_with_plain_loops(library, kernel, data):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-@pytest.mark.parametrize("kernel", ["auto", "reference", "parallel"])
+@pytest.mark.parametrize("kernel", ["reference", "parallel"])
 @given(data=st.data())
 def test_float32_is_within_its_bounds(library, kernel, data):
     """The bound of NUMERICS.md, against the float64 answer for the same float32 inputs."""

@@ -16,8 +16,10 @@ from tests.helpers.models import assert_log_close, random_model
 def stream(library, model, form, lag, sizes, step=hf.stream_step):
     """The concatenated output, and the number of rows of each chunk's."""
     transition = build_transition(library, form, model.log_transition)
-    batch = model.log_emission.shape[:-2]
     emission = library.array(model.log_emission)
+    # Natural reading, as of `sample`: batch_shape gives the axes in front of those the parameters have.
+    shared = model.log_emission.ndim - 1 - model.log_initial.ndim
+    batch = model.log_emission.shape[:shared]
     state = hf.stream_init(library.array(model.log_initial), transition, lag=lag, batch_shape=batch, like=emission)
     outputs, start = [], 0
     for size in sizes:
@@ -50,6 +52,8 @@ def test_long_streams(lag, seed, data):
     rng = np.random.default_rng(seed)
     model = random_model(rng, batch=(2,), num_steps=61, num_states=3, spread=50.0)
     sizes = data.draw(cuts(61))
+    if data.draw(st.booleans()):  # parameters that all streams share
+        model = model.with_(log_initial=model.log_initial[0])
     actual, _ = stream(TORCH, model, "dense", lag, sizes)
     assert_log_close(actual, call(TORCH, "smooth_fixed_lag", model, lag=lag), 1e-12 * model.scale)
 
@@ -73,7 +77,7 @@ def test_streams_do_not_touch_their_state(library):
     library = LIBRARIES[library]
     model = random_model(np.random.default_rng(0), batch=(2,), num_steps=8, num_states=3)
     first, second = (library.array(model.log_emission[:, part]) for part in (slice(0, 4), slice(4, 8)))
-    args = library.array(model.log_initial), library.array(model.log_transition)
+    args = library.array(model.log_initial[0]), library.array(model.log_transition)
     start = hf.stream_init(*args, lag=2, batch_shape=(2,), like=first)
     middle, _ = hf.stream_step(start, first)
     once = library.numpy(hf.stream_step(middle, second)[1])

@@ -141,15 +141,6 @@ def test_structures_with_dead_states(library, form):
     np.testing.assert_array_equal(call(library, "viterbi", model, form).states[1], -1)
 
 
-def test_sparse_without_edges_serves_one_step():
-    transition = hf.Sparse(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64), 2)
-    emission = np.log(np.array([[0.25, 0.5], [0.5, 0.5]]))
-    start = np.log(np.array([0.5, 0.5]))
-    one, two = (hf.log_likelihood(start, transition, emission[:steps]) for steps in (1, 2))
-    np.testing.assert_allclose(np.exp(one), 0.375, rtol=1e-15)
-    assert two == -np.inf
-
-
 def banded_as_dense(transition, num_states):
     dense = np.full((num_states, num_states), -np.inf)
     for o, offset in enumerate(transition.offsets):

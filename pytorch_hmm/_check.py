@@ -14,8 +14,8 @@ _TOLERANCE = 1e-5
 
 
 def is_traced(*tensors: Tensor) -> bool:
-    """Whether values cannot be read: under torch.compile, export, torch.func or jit tracing, or on meta."""
-    if torch.jit.is_tracing() or any(x.device.type == "meta" for x in tensors):
+    """Whether values cannot be read: under torch.compile, export or torch.func, or on meta."""
+    if any(x.device.type == "meta" for x in tensors):
         return True
     return backend_named("torch").is_traced(*tensors)
 
@@ -29,7 +29,7 @@ def parameter_values(name: str, value: Any, shape: tuple[int, ...], words: str) 
     try:
         if not isinstance(value, Tensor):
             value = torch.from_numpy(np.array(value, dtype=np.float64))
-        found = value.detach().to("cpu", torch.float64)
+        found: Tensor = value.detach().to("cpu", torch.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected numbers of shape {words} = {shape}, got {value!r}") from error
     if found.shape != shape:
@@ -127,7 +127,9 @@ def need_support(
     at = first(is_bad)
     frame, feature = at[: x.ndim - frame_rank], at[x.ndim - frame_rank :]
     where = f" in feature {feature[0]}" if feature else ""
-    raise ValueError(f"{name}[{', '.join(map(str, frame))}]: expected {wanted}, got {values[at].item()}{where}; {remedy}")
+    raise ValueError(
+        f"{name}[{', '.join(map(str, frame))}]: expected {wanted}, got {values[at].item()}{where}; {remedy}"
+    )
 
 
 def first(mask: Tensor) -> tuple[int, ...]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from math import prod
+from math import log, prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._check import first, log_of, need_normalised, parameter_values
+from ._check import first, need_normalised, parameter_values
 
 CovarianceType = Literal["diag", "spherical", "full", "tied", "tied_diag"]
 COVARIANCE_TYPES = ("diag", "spherical", "full", "tied", "tied_diag")
 
-_LOG_VARIANCE_LIMIT = 60.0  # variances within 1e-26..1e26: their ratios to squared features stay finite in float32
+# the range of variances: features over them, and their gradients, stay finite in float32
+_LEAST, _MOST = 1e-12, 1e18
 _GUARD = 1e-5
 
 
@@ -70,6 +71,19 @@ class LogProbabilities(nn.Module):
         return int(self.is_possible.sum()) - prod(self.is_possible.shape[:-1])
 
     @torch.no_grad()
+    def sample(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """One entry of the last axis drawn for each of the `rows` (...), which index the first of two axes."""
+        chances = self.forward().exp().to(rng.device)
+        drawn = torch.empty_like(rows)
+        for k in range(len(chances)):  # never (..., V)
+            is_row = rows == k
+            count = int(is_row.sum())
+            if count:
+                found = torch.multinomial(chances[k], count, replacement=True, generator=rng)
+                drawn[is_row] = found.to(drawn.device)
+        return drawn
+
+    @torch.no_grad()
     def _copy(self, log_probabilities: Tensor) -> None:
         is_possible = log_probabilities > -torch.inf
         self.is_possible.copy_(is_possible)
@@ -110,12 +124,11 @@ class Covariance(nn.Module):
     def forward(self) -> Tensor:
         """The covariances, in float32 or wider, differentiable."""
         factor = widened(self.factor)
-        half = _LOG_VARIANCE_LIMIT / 2
+        low, high = log(_LEAST), log(_MOST)
         if not self.is_matrix:
-            return factor.clamp(-2 * half, 2 * half).exp()
-        limit = torch.tensor(half).exp().item()
-        diagonal = factor.diagonal(dim1=-2, dim2=-1).clamp(-half, half).exp()
-        lower = factor.tril(-1).clamp(-limit, limit) + diagonal.diag_embed()
+            return factor.clamp(low, high).exp()
+        diagonal = factor.diagonal(dim1=-2, dim2=-1).clamp(low / 2, high / 2).exp()
+        lower = factor.tril(-1).clamp(-(_MOST**0.5), _MOST**0.5) + diagonal.diag_embed()
         with full_precision(lower):
             product = lower @ lower.mT
         return product + (product.diagonal(dim1=-2, dim2=-1) * self.guard).diag_embed()
@@ -124,16 +137,16 @@ class Covariance(nn.Module):
         """Take given covariances.
 
         Raises:
-            ValueError: a wrong shape, a variance outside 1e-26..1e26, a matrix that is not symmetric, not positive
+            ValueError: a wrong shape, a variance outside 1e-12..1e18, a matrix that is not symmetric, not positive
                 definite, or so close to singular that rounding would make it so.
         """
         found = parameter_values(name, covariances, tuple(self.factor.shape), words)
         variances = found.diagonal(dim1=-2, dim2=-1) if self.is_matrix else found
-        is_bad = ~((variances > 0) & (variances.log().abs() <= _LOG_VARIANCE_LIMIT))
+        is_bad = ~((variances >= _LEAST * (1 - 1e-5)) & (variances <= _MOST * (1 + 1e-5)))
         if is_bad.any():
             at = first(is_bad)
             raise ValueError(
-                f"{name}: expected variances within 1e-26..1e26, got {float(variances[at]):.6g} at {at}; "
+                f"{name}: expected variances within 1e-12..1e18, got {float(variances[at]):.6g} at {at}; "
                 "scale the observations"
             )
         if self.is_matrix and not torch.allclose(found, found.mT, rtol=1e-5, atol=0.0):
@@ -147,18 +160,19 @@ class Covariance(nn.Module):
 
     @torch.no_grad()
     def scale_noise(self, noise: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-        """Standard normal noise (..., D) given the covariances at `index`: one (...) tensor for each axis of `shape`."""
-        covariances = self()
+        """Standard normal noise (..., D) given the covariances at `index`, a (...) tensor for each axis of `shape`."""
+        covariances = self.forward()
         if self.covariance_type == "tied":
-            return noise @ torch.linalg.cholesky(covariances).mT
+            factor: Tensor = torch.linalg.cholesky(covariances)
+            return noise @ factor.mT
         if self.covariance_type == "tied_diag":
             return noise * covariances.sqrt()
         if not self.is_matrix:
             deviations = covariances.sqrt()[index]
             return noise * (deviations[..., None] if self.covariance_type == "spherical" else deviations)
-        factors = torch.linalg.cholesky(covariances)
+        factors = torch.linalg.cholesky(covariances)  # one at a time below: never (..., D, D)
         scaled, places = torch.empty_like(noise), torch.stack(index, -1)
-        for place in places.flatten(0, -2).unique(dim=0):  # one matrix at a time: never (..., D, D)
+        for place in places.flatten(0, -2).unique(dim=0):  # type: ignore[no-untyped-call]
             chosen = (places == place).all(-1)
             scaled[chosen] = noise[chosen] @ factors[tuple(place)].mT
         return scaled
@@ -178,8 +192,7 @@ class Covariance(nn.Module):
                 f"{name}: expected positive definite matrices, the smallest eigenvalue among their correlation "
                 f"matrices is {smallest:.3g}, below {2 * needed:.3g}; add to the diagonals"
             )
-        guard = min(max(_GUARD, needed), smallest / 2)
+        guard = self.guard.fill_(min(max(_GUARD, needed), smallest / 2)).item()  # as the buffer's dtype holds it
         factor = torch.linalg.cholesky(covariances - (variances * guard / (1 + guard)).diag_embed())
         logs = factor.diagonal(dim1=-2, dim2=-1).log()
         self.factor.copy_(factor.tril(-1) + logs.diag_embed())
-        self.guard.fill_(guard)

@@ -155,15 +155,16 @@ def test_two_libraries_by_log_final_and_within_low_rank():
 
 
 @every_function
-@pytest.mark.parametrize("lengths", [[4, 0], [5, 4], [-1, 2], np.array([4, 9])])
-def test_lengths_out_of_range(name, lengths):
-    fails(ValueError, NUMPY, name, ["lengths", "1", "4", str(min(lengths)), str(max(lengths))], lengths=lengths)
+@pytest.mark.parametrize(("lengths", "bad"), [([4, 0], 0), ([5, 4], 5), ([-1, 2], -1), (np.array([4, 9]), 9)])
+def test_lengths_out_of_range(name, lengths, bad):
+    wanted = "1" if bad < 1 else "4"
+    fails(ValueError, NUMPY, name, ["lengths", wanted, str(bad)], lengths=lengths)
 
 
 @every_library
 def test_lengths_of_wrong_shape_or_type(library):
     library = LIBRARIES[library]
-    for lengths in ([1, 2, 3], [[1], [2], [3]], library.array(np.ones((3,), np.int64))):
+    for lengths in ([1, 2, 3], library.array(np.ones((3,), np.int64))):
         with pytest.raises(ValueError, match="lengths"):
             run(library, "forward_backward", good(library), lengths=lengths)
     for lengths in ([1.5, 2.0], library.array(np.array([1.0, 2.0])), [True, True], "ab"):

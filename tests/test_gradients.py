@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 
 import hmm_functional as hf
 from tests.helpers.backends import FORMS, bands_of, random_low_rank, sparse_edges
 from tests.helpers.enumeration import Enumeration
 from tests.helpers.models import Model, assert_log_close
+
+# torch compiles its own forward-mode rules by what it itself calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 BATCH, STEPS, STATES = 2, 3, 2
 OFFSETS = (0, 1)
@@ -59,9 +62,8 @@ LENGTHS = (3, 2)
 
 
 def evaluate(name, form, initial, emission, final, *weights, **options):
-    return getattr(hf, name)(
-        initial, transition_of(form, weights), emission, lengths=np.array(LENGTHS), log_final=final, **options
-    )
+    options = {"log_final": final, **options}
+    return getattr(hf, name)(initial, transition_of(form, weights), emission, lengths=np.array(LENGTHS), **options)
 
 
 class Finite:
@@ -84,7 +86,7 @@ class Finite:
         result = evaluate(self.name, self.form, *arrays, **self.options)
         results = result if isinstance(result, tuple) else (result,)
         # The infinite entries are of structural zeros and of padding; a cotangent of 0 reaches them.
-        kept = tuple(torch.where(torch.isfinite(one), one, 0.0) for one in results)
+        kept = tuple(torch.where(torch.isfinite(one), one, 0.0) for one in results if one.is_floating_point())
         return kept if len(kept) > 1 else kept[0]
 
 
@@ -120,16 +122,11 @@ def test_gradcheck_of_the_other_outputs(name):
         "smooth_fixed_lag": {"lag": 1},
         "forecast": {"num_steps": 2},
     }.get(name, {})
-    full = Finite(name, "dense", arrays, **options)
-
-    def floating(*finite):
-        result = full(*finite)
-        results = result if isinstance(result, tuple) else (result,)
-        return [one for one in results if one.is_floating_point()]
-
     if name in ("smooth_fixed_lag", "forecast"):  # log_final has no agreed place in them
-        full.full[2].zero_()
-    assert gradcheck(floating, full.start, check_forward_ad=True)
+        arrays = (*arrays[:2], np.full(STATES, -np.inf), *arrays[3:])
+        options["log_final"] = None
+    function = Finite(name, "dense", arrays, **options)
+    assert gradcheck(function, function.start, check_forward_ad=True)
 
 
 def test_gradcheck_of_stationary():
@@ -156,7 +153,7 @@ def test_second_derivatives_of_posteriors_are_right_or_raise(name):
 
     try:
         assert gradgradcheck(smooth, function.start, raise_exception=True)
-    except torch.autograd.gradcheck.GradcheckError:
+    except GradcheckError:
         raise  # a wrong derivative
     except (RuntimeError, NotImplementedError) as error:
         assert str(error), "refused, with words"  # noqa: PT017
@@ -238,7 +235,7 @@ def test_gradient_of_a_log_posterior_that_underflows(step, state):
     traced = torch.func.grad(value, argnums=(0, 1, 2))(*one)
     in_jax = jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*(jnp.asarray(x) for x in parts))
     for array, gradient in enumerate(expected):
-        assert np.abs(gradient).max() > 0.5
+        assert np.abs(gradient).max() > 1e-3
         np.testing.assert_allclose(actual[array].numpy(), gradient, atol=1e-8)
         np.testing.assert_allclose(traced[array].numpy(), gradient, atol=1e-8)
         np.testing.assert_allclose(np.asarray(in_jax[array]), gradient, atol=1e-8)

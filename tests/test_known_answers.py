@@ -377,6 +377,7 @@ def test_hmmlearn_gaussian():
 
     rng = np.random.default_rng(1)
     peer = GaussianHMM(n_components=3, covariance_type="diag")
+    peer.n_features = 2
     peer.startprob_ = rng.dirichlet(np.ones(3))
     peer.transmat_ = rng.dirichlet(np.ones(3), size=3)
     peer.means_, peer.covars_ = rng.standard_normal((3, 2)), rng.uniform(0.5, 2, size=(3, 2))

@@ -46,13 +46,22 @@ class JaxBackend:
         return jnp.asarray(0).dtype
 
     def wide_dtype(self, x: Array) -> Any | None:
-        return jnp.float64 if jax.config.jax_enable_x64 else None
+        return jnp.float64 if jnp.asarray(0.0).dtype == jnp.float64 else None
 
     def scan(self, step: Step, carry: Any, xs: Any) -> tuple[Any, Any]:
-        return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, xs)  # type: ignore[no-any-return]
+        return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, xs)
 
     def associative_scan(self, combine: Callable[[Any, Any], Any], items: Any) -> Any:
         return jax.lax.associative_scan(combine, items)
+
+    def remat(self, function: Callable[..., Array], *arrays: Array) -> Array:
+        return jax.checkpoint(function)(*arrays)
+
+    def solve_triangular(self, lower: Array, right: Array) -> Array:
+        batch = jnp.broadcast_shapes(lower.shape[:-2], right.shape[:-2])
+        lower = jnp.broadcast_to(lower, (*batch, *lower.shape[-2:]))
+        right = jnp.broadcast_to(right, (*batch, *right.shape[-2:]))
+        return jax.scipy.linalg.solve_triangular(lower, right, lower=True)
 
     def stop_gradient(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
@@ -62,7 +71,7 @@ class JaxBackend:
 
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         top = jnp.max(jax.lax.stop_gradient(x), axis=axis, keepdims=True)
-        return jnp.maximum(top, jnp.finfo(x.dtype).min)
+        return jnp.maximum(top, np.finfo(x.dtype).min)
 
     def take_along(self, x: Array, indices: Array, axis: int) -> Array:
         return jnp.take_along_axis(x, indices, axis=axis)

@@ -54,6 +54,13 @@ class NumpyBackend:
         with np.errstate(invalid="ignore", over="ignore"):
             return loop_associative_scan(self.xp.concat, combine, items)
 
+    def remat(self, function: Callable[..., Array], *arrays: Array) -> Array:
+        return function(*arrays)
+
+    def solve_triangular(self, lower: Array, right: Array) -> Array:
+        # NumPy has no triangular solve; elimination with pivots on a triangle meets its rows in order
+        return self.xp.linalg.solve(lower, right)
+
     def stop_gradient(self, x: Array) -> Array:
         return x
 

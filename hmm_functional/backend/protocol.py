@@ -55,6 +55,12 @@ class Backend(Protocol):
     def associative_scan(self, combine: Callable[[Any, Any], Any], items: Any) -> Any:
         """All prefixes of `items` (tuples of arrays, leading axis) under an associative `combine`."""
 
+    def remat(self, function: Callable[..., Array], *arrays: Array) -> Array:
+        """function(*arrays), computed again where its gradient is wanted rather than kept."""
+
+    def solve_triangular(self, lower: Array, right: Array) -> Array:
+        """The solution y of lower @ y = right, batched, for lower triangular matrices."""
+
     def stop_gradient(self, x: Array) -> Array:
         """`x` as a constant."""
 

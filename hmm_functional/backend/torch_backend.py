@@ -11,6 +11,7 @@ from typing import Any
 
 import array_api_compat.torch as xp_torch
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from .loops import loop_associative_scan, loop_scan
@@ -44,7 +45,7 @@ class TorchBackend:
     def is_traced(self, *arrays: Array) -> bool:
         if torch.compiler.is_compiling():
             return True
-        return any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays)  # type: ignore[attr-defined]
+        return any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays)
 
     def is_host(self, x: Array) -> bool:
         return bool(x.device.type == "cpu")
@@ -60,6 +61,14 @@ class TorchBackend:
 
     def associative_scan(self, combine: Callable[[Any, Any], Any], items: Any) -> Any:
         return loop_associative_scan(_concat, combine, items)
+
+    def remat(self, function: Callable[..., Array], *arrays: Array) -> Array:
+        if self.is_traced(*arrays) or _forward_mode_is_on() or not _needs_derivative(arrays):
+            return function(*arrays)
+        return torch.utils.checkpoint.checkpoint(function, *arrays, use_reentrant=False)
+
+    def solve_triangular(self, lower: Array, right: Array) -> Array:
+        return torch.linalg.solve_triangular(lower, right, upper=False)
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
@@ -205,6 +214,6 @@ class _Function(torch.autograd.Function):
         return tuple(primitive.jvp(BACKEND, ctx.spec, saved[:n], saved[n:], given))
 
 
-@torch.compiler.allow_in_graph
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _apply(name: str, spec: str, *arrays: Tensor) -> Any:
     return _Function.apply(name, spec, *arrays)  # type: ignore[no-untyped-call]

@@ -46,10 +46,9 @@ def dynamic_program(log_initial, log_transition, log_emission, log_final=None):
             backward[t - 1] = log_sum_columns((slots[t - 1] + emission[t] + backward[t]).T)
         log_likelihood = log_sum(forward[-1] + final)
         log_filtered = forward - log_sum(forward, axis=1)[:, None]
-        counts = np.zeros((num_states, num_states), WIDE)
-        for t in range(num_steps - 1):
-            pair = forward[t][:, None] + slots[t] + emission[t + 1] + backward[t + 1]
-            counts += np.exp(pair - log_likelihood)
+        arriving = (emission[1:] + backward[1:])[:, None, :]
+        pairs = forward[:-1, :, None] + slots + arriving - log_likelihood
+        counts = np.exp(pairs).sum(axis=0)
     states, log_joint = best_path(log_initial, slots, emission, final)
     posteriors = forward + backward - log_likelihood
     return DynamicProgram(log_likelihood, log_filtered, posteriors, counts, states, log_joint)

@@ -1,0 +1,280 @@
+"""What every HMM module shares: the chain's parameters, the checks, and one functional call a method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from math import log
+from typing import Any, Literal, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+import hmm_functional as hf
+from hmm_functional._check import need_count
+
+from ._check import lengths_like, log_of, need_frames, need_support
+from .parametrize import LogProbabilities, full_precision, widened
+
+Topology = Literal["left_to_right", "ergodic"]
+
+
+class ChainOptions(TypedDict, total=False):
+    """Keyword arguments that every HMM module takes; `BaseHMM` says what they mean."""
+
+    initial: Any
+    transition: Any
+    topology: Topology | None
+    self_loop: float | None
+    learnable: bool
+    missing: Literal["raise", "nan"]
+
+
+class BaseHMM(nn.Module, ABC):
+    """A Markov chain of `num_states` hidden states, seen through what a subclass's `_emission_log_prob` scores.
+
+    Args:
+        num_states: K.
+        frame_shape: shape of one observation: (D,), or () for symbols.
+        initial: (K,) probabilities of the first state; default all alike, or the first state for left_to_right.
+        transition: (K, K) probabilities, [from, to]; default all alike. Zeros, here and in `initial`, are structural:
+            no optimiser changes them.
+        topology: "left_to_right" (stay or go on by one) or "ergodic" instead of `transition`.
+        self_loop: probability of staying, with a topology; default 0.5.
+        learnable: whether initial and transition probabilities take gradients, and count as parameters.
+        missing: what NaN observations mean: "raise" refuses them, "nan" takes a frame that holds any as unobserved.
+
+    Raises:
+        ValueError: an argument that is no model; the message says what to do.
+
+    Every method takes observations x (..., T, *frame_shape), any number of leading axes (the batch), and
+    `lengths` (...), integers 1..T, for right-padded sequences: padding may hold anything. No leading axis means one
+    sequence, and results without a batch axis. Values are checked when they can be read: not under torch.compile or
+    torch.func. Scores and recursions run in float32 or wider, also under autocast.
+
+    An impossible sequence has log-likelihood -inf, posteriors 0 and states -1, and so has padding.
+    """
+
+    _support: tuple[float | None, float | None] = (-torch.inf, torch.inf)
+    _wanted = "finite observations"
+
+    def __init__(
+        self,
+        num_states: int,
+        frame_shape: tuple[int, ...],
+        *,
+        initial: Any = None,
+        transition: Any = None,
+        topology: Topology | None = None,
+        self_loop: float | None = None,
+        learnable: bool = True,
+        missing: Literal["raise", "nan"] = "raise",
+    ) -> None:
+        super().__init__()
+        if missing not in ("raise", "nan"):
+            raise ValueError(f"missing: expected 'raise' or 'nan', got {missing!r}")
+        self.num_states = need_count("num_states", num_states, 1)
+        self.frame_shape = frame_shape
+        self.learnable = learnable
+        self.missing = missing
+        start, moves = _chain_start(self.num_states, initial, transition, topology, self_loop)
+        self.initial_distribution = LogProbabilities(start, learnable)
+        self.transition_distribution = LogProbabilities(moves, learnable)
+
+    @property
+    def log_initial(self) -> Tensor:
+        """log p(z_0), (K,), nats; assignable, -inf becoming a structural zero."""
+        return self.initial_distribution.forward()
+
+    @log_initial.setter
+    def log_initial(self, value: Any) -> None:
+        self.initial_distribution.assign("log_initial", value, "(K,)")
+
+    @property
+    def log_transition(self) -> Tensor:
+        """log p(z_{t+1} given z_t), (K, K), [from, to], nats; assignable, -inf becoming a structural zero."""
+        return self.transition_distribution.forward()
+
+    @log_transition.setter
+    def log_transition(self, value: Any) -> None:
+        self.transition_distribution.assign("log_transition", value, "(K, K)")
+
+    def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
+        """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""
+        return self._call(hf.log_likelihood, x, lengths)  # type: ignore[no-any-return]
+
+    def log_prob(self, x: Tensor, lengths: Any = None) -> Tensor:
+        """log p(x) of each sequence, (...), nats; the same as calling the module."""
+        return self.forward(x, lengths)
+
+    def emission_log_prob(self, x: Tensor, lengths: Any = None) -> Tensor:
+        """log p(x_t given z_t), (..., T, K), nats; unobserved frames score 0, padding holds no meaning."""
+        with full_precision(self.initial_distribution.logits):
+            return self._emission(x, lengths)[0]
+
+    def forward_backward(self, x: Tensor, lengths: Any = None) -> tuple[Tensor, Tensor]:
+        """Posterior probabilities p(z_t given x), (..., T, K), and log p(x), (...)."""
+        found = self._call(hf.forward_backward, x, lengths)
+        return found.log_posteriors.exp(), found.log_likelihood
+
+    def filter(self, x: Tensor, lengths: Any = None) -> Tensor:
+        """Filtered probabilities p(z_t given x_0..t), (..., T, K)."""
+        return self._call(hf.forward, x, lengths).log_filtered.exp()  # type: ignore[no-any-return]
+
+    def viterbi_decode(self, x: Tensor, lengths: Any = None) -> tuple[Tensor, Tensor]:
+        """The most probable state path, (..., T) int64, and its log p(x, z), (...)."""
+        found = self._call(hf.viterbi, x, lengths)
+        return found.states, found.log_joint
+
+    def aic(self, x: Tensor, lengths: Any = None) -> Tensor:
+        """Akaike's information criterion of all sequences together, scalar; lower is better.
+
+        References: Akaike 1974: 2 n - 2 log p(x) with n = `num_free_parameters()`.
+        """
+        return 2.0 * self.num_free_parameters() - 2.0 * self.forward(x, lengths).detach().sum()
+
+    def bic(self, x: Tensor, lengths: Any = None) -> Tensor:
+        """Schwarz's information criterion of all sequences together, scalar; lower is better.
+
+        References: Schwarz 1978: n log(frames) - 2 log p(x), every frame within its length counted.
+        """
+        likelihood = self.forward(x, lengths).detach()
+        num_steps = x.shape[x.ndim - len(self.frame_shape) - 1]
+        frames = num_steps * likelihood.numel() if lengths is None else int(torch.as_tensor(lengths).sum())
+        return self.num_free_parameters() * log(frames) - 2.0 * likelihood.sum()
+
+    def num_free_parameters(self) -> int:
+        """Numbers that learning sets: a row of probabilities has one fewer than its possible entries."""
+        chain = self.initial_distribution.num_free() + self.transition_distribution.num_free()
+        return (chain if self.learnable else 0) + self._num_emission_parameters()
+
+    @abstractmethod
+    def _emission_log_prob(self, x: Tensor) -> Tensor:
+        """log p(x_t given z_t), (..., T, K), of checked observations: the one thing a subclass must give."""
+        raise NotImplementedError
+
+    def _num_emission_parameters(self) -> int:
+        """Free parameters of the emissions."""
+        return 0
+
+    def _call(self, function: Callable[..., Any], x: Tensor, lengths: Any, **options: Any) -> Any:
+        """A chain function of this model and these observations."""
+        with full_precision(self.initial_distribution.logits):
+            emission, lengths = self._emission(x, lengths)
+            return function(self.log_initial, self.log_transition, emission, lengths=lengths, **options)
+
+    def _emission(self, x: Tensor, lengths: Any) -> tuple[Tensor, Tensor | None]:
+        """Scores (..., T, K) of observations, 0 where unobserved, and the lengths."""
+        x, lengths, is_missing = self._prepare(x, lengths)
+        emission = self._emission_log_prob(x)
+        if is_missing is not None:
+            emission = hf.mask_emission(emission, ~is_missing)
+        return emission, lengths
+
+    def _prepare(self, x: Tensor, lengths: Any, name: str = "x") -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Checked observations with zeros in padding and unobserved frames; lengths; which frames are unobserved."""
+        need_frames(name, x, self.frame_shape)
+        rank = len(self.frame_shape)
+        shape = x.shape[: x.ndim - rank]
+        is_read: Tensor | None = None
+        if lengths is not None:
+            lengths = lengths_like(lengths, x, tuple(shape[:-1]), shape[-1])
+            is_read = torch.arange(shape[-1], device=x.device) < lengths[..., None]
+        is_missing: Tensor | None = None
+        if self.missing == "nan" and x.is_floating_point():
+            is_missing = x.isnan().reshape(*shape, -1).any(-1)
+            is_read = ~is_missing if is_read is None else is_read & ~is_missing
+        remedy = "pass lengths= if it is padding" + ("; missing='nan' makes NaN unobserved" * (self.missing == "raise"))
+        need_support(name, x, rank, self._support, is_read, self._wanted, remedy)
+        if is_read is not None:
+            x = torch.where(is_read.reshape(*shape, *[1] * rank), x, 0)
+        return self._cast(x), lengths, is_missing
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """Observations in the dtype that scores are computed in."""
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected floating-point observations, got {x.dtype}; convert with x.float()")
+        return widened(x)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # a Parameter may be assigned too: its values are taken
+        else:
+            super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        """The arguments that shape the model."""
+        return f"num_states={self.num_states}"
+
+    def _sample_states(self, num_steps: int, batch_size: int | None, generator: torch.Generator | None) -> Tensor:
+        return hf.sample(  # type: ignore[no-any-return]
+            self.log_initial,
+            self.log_transition,
+            num_steps=num_steps,
+            rng=torch.default_generator if generator is None else generator,
+            batch_shape=() if batch_size is None else (batch_size,),
+        )
+
+
+class HMMPyTorch(BaseHMM):
+    """An HMM whose observations are scores: log p(x_t given z_t) (..., T, K), from a network or any other source.
+
+    Args:
+        num_states: K.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+
+    Scores need not be normalised; -inf is an impossible state.
+
+    Example:
+        >>> import torch
+        >>> hmm = HMMPyTorch(2, transition=[[0.7, 0.3], [0.3, 0.7]])
+        >>> scores = torch.tensor([[[0.9, 0.2], [0.9, 0.2]]]).log()
+        >>> posteriors, log_likelihood = hmm.forward_backward(scores)
+        >>> posteriors
+        tensor([[[0.8834, 0.1166],
+                 [0.8834, 0.1166]]], grad_fn=<ExpBackward0>)
+    """
+
+    _support = (None, torch.inf)
+    _wanted = "log scores below inf"
+
+    def __init__(self, num_states: int, **options: Unpack[ChainOptions]) -> None:
+        super().__init__(num_states, (num_states,), **options)
+
+    def _emission_log_prob(self, x: Tensor) -> Tensor:
+        return x
+
+    @torch.no_grad()
+    def sample(self, num_steps: int, batch_size: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """States drawn from the prior, (batch_size, T), or (T,) without `batch_size`; what is seen has no law here.
+
+        Args:
+            num_steps: T.
+            batch_size: number of independent sequences.
+            generator: source of randomness; default torch's global one.
+        """
+        return self._sample_states(num_steps, batch_size, generator)
+
+
+def _chain_start(
+    num_states: int, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
+) -> tuple[Tensor, Tensor]:
+    """Checked log p(z_0) and log transition, float64."""
+    uniform = torch.full((num_states,), -log(num_states), dtype=torch.float64)
+    if topology is None:
+        if self_loop is not None:
+            raise ValueError("self_loop: expected only with topology=; write it into transition instead")
+        moves = uniform.expand(num_states, num_states)
+        if transition is not None:
+            moves = log_of("transition", transition, (num_states, num_states), "(K, K)")
+    elif transition is not None:
+        raise ValueError("topology: expected either topology or transition, got both")
+    elif topology in ("left_to_right", "ergodic"):
+        build = hf.left_to_right if topology == "left_to_right" else hf.ergodic
+        moves = build(num_states, self_loop=0.5 if self_loop is None else self_loop, like=uniform)
+    else:
+        raise ValueError(f"topology: expected None, 'left_to_right' or 'ergodic', got {topology!r}")
+    if initial is not None:
+        return log_of("initial", initial, (num_states,), "(K,)"), moves
+    is_first = torch.arange(num_states) == 0
+    return (torch.where(is_first, 0.0, -torch.inf).double() if topology == "left_to_right" else uniform), moves
