@@ -20,7 +20,7 @@ NUM_STATES, NUM_STEPS = 20, 200
 
 def hard_model(dim: int) -> tuple[Any, Any, Any, Any, Any]:
     """initial (K,), transition (K, K), observations (T, D), means (K, D), log_emission (T, K)."""
-    rng = np.random.RandomState(0)  # noqa: NPY002  (the published construction)
+    rng = np.random.RandomState(0)  # the published construction
     means = rng.randn(NUM_STATES, dim)
     states = np.minimum(np.arange(NUM_STEPS) * NUM_STATES // NUM_STEPS, NUM_STATES - 1)
     observations = means[states] + rng.randn(NUM_STEPS, dim)

@@ -83,7 +83,7 @@ class Unpacked:
 
     @property
     def emission(self) -> Array:
-        return self.theta[-2]
+        return self.backend.xp.broadcast_to(self.theta[-2], (self.lengths.shape[0], *self.theta[-2].shape[1:]))
 
     @property
     def final(self) -> Array:
@@ -93,19 +93,19 @@ class Unpacked:
         """(B, T, ...) with `value` in the padding."""
         if not self.spec.is_ragged:
             return x
-        ok = self._steps() < self.lengths[:, None]
+        ok = self.steps() < self.lengths[:, None]
         return self.backend.xp.where(ok if x.ndim == 2 else ok[..., None], x, value)
 
     def is_last(self) -> Array:
-        return self._steps() == self.lengths[:, None] - 1
+        return self.steps() == self.lengths[:, None] - 1
 
-    def _steps(self) -> Array:
+    def steps(self) -> Array:
+        """(1, T): 0..T-1."""
         return self.backend.arange(self.emission.shape[1], like=self.emission)[None, :]
 
     def centred(self) -> tuple[Array, Array]:
         """`numerics.centre` of the emissions, 0 in the padding."""
-        emission, top = centre(self.backend, self.emission)
-        return self.masked(emission), self.masked(top)
+        return centre(self.backend, self.masked(self.emission))
 
     def call(self, emission: Array, *, reverse: bool = False, last_only: bool = False) -> MessageCall:
         """Forward messages with their emission, or reversed ones without."""
@@ -150,7 +150,8 @@ def unpack(backend: Backend, encoded: str, arrays: Sequence[Array], num_extras: 
     theta, extras, rest = tuple(arrays[:n]), tuple(arrays[n : n + num_extras]), tuple(arrays[n + num_extras :])
     tables = tuple(t[0, ...] for t in rest[1 : 1 + spec.num_tables])
     structure = structure_from(spec.key, tables)
-    return Unpacked(backend, spec, structure, theta, extras, rest[0], rest[1 + spec.num_tables :])
+    lengths = backend.xp.broadcast_to(rest[0], (max(x.shape[0] for x in arrays),))
+    return Unpacked(backend, spec, structure, theta, extras, lengths, rest[1 + spec.num_tables :])
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _num_theta(encoded: str) -> int:
 
 def emission_shape(encoded: str, shapes: Sequence[Shape]) -> Shape:
     """(B, T, K), from the shapes of a primitive's arrays."""
-    return shapes[Spec.decode(encoded).num_weights + 1]
+    return (max(shape[0] for shape in shapes), *shapes[Spec.decode(encoded).num_weights + 1][1:])
 
 
 def _theta_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -485,7 +486,17 @@ def sum_over_slots(
     is_constant = weights[0][0].shape[1] == 1
 
     def total(x: Message, z: Message) -> tuple[Array, ...]:
-        found = add(a.structure.edges(backend, semiring, x, weights, z))
+        pairs = a.structure.edges(backend, semiring, x, weights, z)
+        if a.spec.is_ragged and not is_constant:  # slots beyond a length may hold anything
+            ok = (a.steps() < a.lengths[:, None])[:, 1:]
+            pairs = tuple(
+                tuple(
+                    xp.where(xp.reshape(ok, (*ok.shape, *[1] * (p.ndim - 2))), p, zero)
+                    for p, zero in zip(part, semiring.zeros, strict=True)
+                )
+                for part in pairs
+            )
+        found = add(pairs)
         if is_total:
             return tuple(xp.sum(p, axis=1) for p in found)
         if is_constant:

@@ -128,7 +128,7 @@ def pair_posteriors(
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
     backend, xp = chain.backend, chain.backend.xp
     _, messages, _ = forward_pass(chain, kernel, has_messages=True)
-    ahead = masked_zero(chain, centre(backend, chain.emission)[0]) + backward_pass(chain, kernel)
+    ahead = centre(backend, masked_zero(chain, chain.emission))[0] + backward_pass(chain, kernel)
     matrix = chain.structure.dense(backend, chain.weights)
     pairs = messages[:, :-1, :, None] + matrix + ahead[:, 1:, None, :]
     pairs = log_normalize(backend, pairs, axis=(-2, -1))
@@ -256,7 +256,7 @@ def smooth_fixed_lag(
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
     backend = chain.backend
     _, messages, _ = forward_pass(chain, kernel, has_messages=True)
-    emission = masked_zero(chain, centre(backend, chain.emission)[0])
+    emission, _ = centre(backend, masked_zero(chain, chain.emission))
     ahead = look_ahead(chain, emission, chain.num_steps, lag)
     return chain.unflatten(masked(chain, log_normalize(backend, messages + ahead)))
 

@@ -265,7 +265,7 @@ def pull_messages(call: MessageCall, values: Array, cotangent: Array) -> tuple[A
     slots = None
     if not is_constant:
         slots = tuple(xp.flip(_time_first(backend, part[0]), axis=0) for part in weights)
-    constant = tuple(part[0][:, 0, ...] for part in weights)
+    constant = tuple(part[0][:, 0, ...] for part in weights) if is_constant else ()
     shared = weights[0][0].shape[0] == 1
 
     def step(carry: Any, item: Any) -> tuple[Any, Any]:

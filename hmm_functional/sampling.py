@@ -59,7 +59,7 @@ def sample(
     state = xp.where(xp.max(initial, axis=-1) > -inf, state, -1)
     structure, weights = chain.structure.transposed(backend, tuple((w,) for w in chain.weights))
     is_constant = chain.weights[0].shape[1] == 1
-    constant = tuple(part[0][:, 0, ...] for part in weights)
+    constant = tuple(part[0][:, 0, ...] for part in weights) if is_constant else ()
     slots = None if is_constant else tuple(xp.moveaxis(part[0], 1, 0) for part in weights)
 
     def step(state: Array, item: Any) -> tuple[Array, Array]:

@@ -151,7 +151,7 @@ def train(model: MixtureGaussianHMM, features: Tensor, iterations: int) -> tuple
 def streamed_gap(model: MixtureGaussianHMM, features: Tensor, chunk: int = 16, lag: int = 8) -> float:
     """Largest difference between streaming in chunks and fixed-lag smoothing of the whole."""
     processor = StreamingHMMProcessor(model, chunk_size=chunk, overlap=lag)
-    rows = [processor.process_chunk(piece) for piece in features.split(chunk)]
+    rows = [processor.process_chunk(piece) for piece in torch.split(features, chunk)]
     streamed = torch.cat([row for row in (*rows, processor.flush()) if row is not None])
     with torch.no_grad():
         emission = model.emission_log_prob(features)
@@ -166,10 +166,8 @@ def boundary_hits(found: Any, reference: Any) -> tuple[float, float]:
     """
     if not len(found) or not len(reference):
         return 0.0, 0.0
-    if len(found) == len(reference):
-        gaps = np.abs(reference - found)
-    else:
-        gaps = np.abs(reference[:, None] - found).min(axis=1)
+    is_paired = len(found) == len(reference)
+    gaps = np.abs(reference - found) if is_paired else np.abs(reference[:, None] - found).min(axis=1)
     # boundaries are multiples of the hop: a little room for rounding
     return float((gaps <= 0.0201).mean()), float((gaps <= 0.0501).mean())
 

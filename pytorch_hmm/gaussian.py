@@ -73,7 +73,7 @@ class BaseGaussianHMM(EmissionHMM):
 
     @covariances.setter
     def covariances(self, value: Any) -> None:
-        self.covariance.assign("covariances", value, f"for covariance_type {self.covariance_type!r}")
+        self.covariance.assign("covariances", value)
 
     def extra_repr(self) -> str:
         """The arguments that shape the model."""

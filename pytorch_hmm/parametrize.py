@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hmm_functional.emissions.gaussian import COVARIANCE_SHAPES
+
 from ._check import first, need_normalised, parameter_values
 
 CovarianceType = Literal["diag", "spherical", "full", "tied", "tied_diag"]
-COVARIANCE_TYPES = ("diag", "spherical", "full", "tied", "tied_diag")
 
 # the range of variances: features over them, and their gradients, stay finite in float32
 _LEAST, _MOST = 1e-12, 1e18
@@ -109,14 +110,16 @@ class Covariance(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], obs_dim: int, covariance_type: CovarianceType) -> None:
         super().__init__()
-        if covariance_type not in COVARIANCE_TYPES:
-            raise ValueError(f"covariance_type: expected one of {', '.join(COVARIANCE_TYPES)}, got {covariance_type!r}")
+        if covariance_type not in COVARIANCE_SHAPES:
+            known = ", ".join(map(repr, COVARIANCE_SHAPES))
+            raise ValueError(f"covariance_type: expected one of {known}, got {covariance_type!r}")
         self.covariance_type = covariance_type
         self.obs_dim = obs_dim
         self.is_matrix = covariance_type in ("full", "tied")
-        lead = () if covariance_type.startswith("tied") else shape
-        tail = {"spherical": (), "full": (obs_dim, obs_dim), "tied": (obs_dim, obs_dim)}
-        self.factor = nn.Parameter(torch.zeros(*lead, *tail.get(covariance_type, (obs_dim,))))
+        sizes = {**dict(zip("KM", shape, strict=False)), "D": obs_dim}
+        axes = [axis for axis in COVARIANCE_SHAPES[covariance_type] if axis in sizes]
+        self.words = f"({', '.join(axes)}{',' * (len(axes) == 1)}) for {covariance_type!r}"
+        self.factor = nn.Parameter(torch.zeros(tuple(sizes[axis] for axis in axes)))
         self.register_buffer("guard", torch.tensor(0.0))
         start = torch.ones(self.factor.shape, dtype=torch.float64)
         self._copy(start * torch.eye(obs_dim) if self.is_matrix else start)
@@ -133,14 +136,14 @@ class Covariance(nn.Module):
             product = lower @ lower.mT
         return product + (product.diagonal(dim1=-2, dim2=-1) * self.guard).diag_embed()
 
-    def assign(self, name: str, covariances: Any, words: str) -> None:
+    def assign(self, name: str, covariances: Any) -> None:
         """Take given covariances.
 
         Raises:
             ValueError: a wrong shape, a variance outside 1e-12..1e18, a matrix that is not symmetric, not positive
                 definite, or so close to singular that rounding would make it so.
         """
-        found = parameter_values(name, covariances, tuple(self.factor.shape), words)
+        found = parameter_values(name, covariances, tuple(self.factor.shape), self.words)
         variances = found.diagonal(dim1=-2, dim2=-1) if self.is_matrix else found
         is_bad = ~((variances >= _LEAST * (1 - 1e-5)) & (variances <= _MOST * (1 + 1e-5)))
         if is_bad.any():

@@ -39,7 +39,7 @@ CONSTRUCTORS = {
     "topology": (lambda: GaussianHMM(2, 1, topology="ring"), "topology: expected None, 'left_to_right' or 'ergodic'"),
     "both": (lambda: GaussianHMM(2, 1, topology="ergodic", transition=EYE), "either topology or transition"),
     "missing": (lambda: GaussianHMM(2, 1, missing="skip"), "missing: expected 'raise' or 'nan', got 'skip'"),
-    "covariance_type": (lambda: GaussianHMM(2, 1, "banded"), "covariance_type: expected one of diag, spherical"),
+    "covariance_type": (lambda: GaussianHMM(2, 1, "banded"), "covariance_type: expected one of 'diag', 'spherical'"),
     "no features": (lambda: GaussianHMM(2, 0), "obs_dim: .*at least 1"),
     "no mixtures": (lambda: MixtureGaussianHMM(2, 1, 0), "num_mixtures: .*at least 1"),
     "means' shape": (lambda: GaussianHMM(2, 1, means=[0.0, 1.0]), r"means: expected shape \(K, D\) = \(2, 1\)"),

@@ -69,6 +69,7 @@ class Density:
         means = means - centre
         self.cost = num_gaussians
         """Elements of scratch a frame."""
+        self.parameters: tuple[Array, ...]
         half = 0.5 * dim * log(2 * pi)
         if covariance_type == "full":
             factor = xp.linalg.cholesky(covariances)
