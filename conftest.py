@@ -21,7 +21,9 @@ for name, max_examples in (("dev", 25), ("ci", 150), ("nightly", 3000)):
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers that share the cores are many times slower with more; the environment is for their subprocesses
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if find_spec("jax") is not None:
     import jax

@@ -129,6 +129,26 @@ def test_components_that_are_off():
     assert torch.isfinite(means.grad).all()
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_states_far_apart_keep_their_precision(kind):
+    """One mean a million standard deviations away, in float32, must not blur the others."""
+    means = torch.tensor([[1e6, 0.0], [0.0, 0.0], [0.5, 0.0]])
+    covariances = torch.as_tensor(full_covariances("spherical", np.ones(3), (3,), 2)).float()
+    given = {
+        "diag": torch.ones(3, 2),
+        "spherical": torch.ones(3),
+        "full": covariances,
+        "tied": torch.eye(2),
+        "tied_diag": torch.ones(2),
+    }
+    x = torch.tensor([[0.5, 0.25]])
+    found = hf.gaussian_log_prob(x, means, given[kind], covariance_type=kind)
+    exact = -0.5 * ((x.double()[:, None] - means.double()) ** 2).sum(-1) - np.log(2 * np.pi)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
+    huge = hf.gaussian_log_prob(x, means * 1e20, given[kind], covariance_type=kind)
+    assert not torch.isnan(huge).any()
+
+
 def test_nan_touches_its_own_frame():
     for kind in TYPES:
         x = torch.zeros(3, 2)
@@ -181,7 +201,7 @@ def test_errors():
 @pytest.mark.parametrize("kind", TYPES)
 def test_memory_of_a_large_mixture(kind):
     """T = 10,000, D = 80, K = 50, M = 8 in float64 within 2 GB, importing torch included."""
-    shape = {"diag": "K, M, D", "spherical": "K, M", "full": "K, M, D, D", "tied": "D, D", "tied_diag": "D,"}[kind]
+    shape = {"diag": "K, M, D", "spherical": "K, M", "full": "K, M, D, D", "tied": "D, D", "tied_diag": "D"}[kind]
     code = f"""
         import resource, torch, hmm_functional as hf
         torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log, pi
+from math import inf, log, pi
 from typing import Any
 
 from .._check import need_floating, need_shape
@@ -11,6 +11,9 @@ from ..backend import Array, Backend, backend_of
 
 WORKSPACE = 2**23
 """Elements of scratch one block of frames may use."""
+
+LARGEST_LOSS = 1e-2
+"""Nats: a matrix product that may be off by more than this gives way to squared differences, on the CPU."""
 
 COVARIANCE_SHAPES: dict[str, tuple[str, ...]] = {
     "diag": ("K", "M", "D"),
@@ -40,8 +43,10 @@ def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, 
 
     Cost: one matrix product, O(B T K D), for all but "full", O(B T K D^2) by triangular solves in blocks of frames;
     no (B, T, K, D) array beyond a workspace of 2^23 elements. The products centre observations and means on the mean
-    of the means, c; their rounding error is a few eps times the sum over features of (|x - c| + |mean - c|)^2 over
+    of the means, c; their rounding error is below eps times the sum over features of (|x - c| + |mean - c|)^2 over
     the variance, which an offset of the data does not enter: in float32, D = 80, offset 1000, 6e-5 nats of 300.
+    Where that bound exceeds 0.01 nats, as for states far apart, eager calls on the CPU sum squared differences
+    instead; on a GPU and under a tracer, which read no values, use float64 for such models.
 
     Example:
         >>> import torch, hmm_functional as hf
@@ -54,75 +59,88 @@ def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, 
         raise ValueError(f"means: expected shape (K, D), got {tuple(means.shape)}")
     observations, (means, covariances) = common(backend, observations, means=means, covariances=covariances)
     need_covariances(covariances.shape, covariance_type, means.shape[0], None, means.shape[1])
-    density = Density(backend, means, covariances, covariance_type)
+    density = Density(backend, observations, means, covariances, covariance_type)
     return over_frames(backend, observations, density.cost, density.log_prob, *density.parameters)
 
 
 class Density:
     """log-densities of frames (N, D) under C Gaussians, made ready once for many blocks of frames."""
 
-    def __init__(self, backend: Backend, means: Array, covariances: Array, covariance_type: str) -> None:
+    def __init__(
+        self, backend: Backend, observations: Array, means: Array, covariances: Array, covariance_type: str
+    ) -> None:
         xp = backend.xp
-        self._backend, self._type = backend, covariance_type
+        self._backend = backend
+        self._has_factor = covariance_type in ("full", "tied")
         num_gaussians, dim = means.shape
-        centre = backend.stop_gradient(xp.mean(means, axis=0))
-        means = means - centre
-        self.cost = num_gaussians
+        if self._has_factor:
+            spread = xp.linalg.cholesky(covariances)
+            log_det = xp.sum(xp.log(xp.linalg.diagonal(spread)), axis=-1)
+        else:
+            if covariance_type == "spherical":
+                covariances = xp.broadcast_to(covariances[:, None], means.shape)
+            spread = xp.sqrt(covariances)
+            log_det = xp.sum(xp.log(spread), axis=-1)
+        constant = -0.5 * dim * log(2 * pi) - log_det
+        self._is_tied = covariance_type.startswith("tied")
+        self._is_direct = covariance_type == "full" or self._loses_too_much(observations, means, spread)
+        self.cost = num_gaussians * dim if self._is_direct else num_gaussians
         """Elements of scratch a frame."""
         self.parameters: tuple[Array, ...]
-        half = 0.5 * dim * log(2 * pi)
-        if covariance_type == "full":
-            factor = xp.linalg.cholesky(covariances)
-            self.cost = num_gaussians * dim
-            self.parameters = (centre, means, factor, -half - _half_log_det(xp, factor))
+        """What `log_prob` takes beside the frames."""
+        if self._is_direct:
+            self.parameters = (means, spread, constant)
             return
-        if covariance_type == "tied":
-            factor = xp.linalg.cholesky(covariances)
-            white = xp.matrix_transpose(backend.solve_triangular(factor, xp.matrix_transpose(means)))
-            constant = -half - _half_log_det(xp, factor)
-            linear, square = white, xp.sum(white * white, axis=-1)
-            self.parameters = (centre, factor, linear, constant - 0.5 * square)
+        centre = backend.stop_gradient(xp.mean(means, axis=0))
+        if self._is_tied:
+            white = self._whitened(means - centre, spread)
+            self.parameters = (centre, spread, white, constant - 0.5 * xp.sum(white * white, axis=-1))
             return
-        if covariance_type == "tied_diag":
-            scale = xp.sqrt(covariances)
-            white = means / scale
-            constant = -half - 0.5 * xp.sum(xp.log(covariances))
-            self.parameters = (centre, scale, white, constant - 0.5 * xp.sum(white * white, axis=-1))
-            return
-        if covariance_type == "spherical":
-            precision = 1.0 / covariances
-            constant = -half - 0.5 * dim * xp.log(covariances)
-            linear = means * precision[:, None]
-            square = precision[:, None]
-        else:
-            precision = 1.0 / covariances
-            constant = -half - 0.5 * xp.sum(xp.log(covariances), axis=-1)
-            linear, square = means * precision, precision
-        weights = xp.concat([linear, -0.5 * square], axis=-1)
-        self.parameters = (centre, weights, constant - 0.5 * xp.sum(means * linear, axis=-1))
+        means, precision = means - centre, 1.0 / covariances
+        weights = xp.concat([means * precision, -0.5 * precision], axis=-1)
+        self.parameters = (centre, weights, constant - 0.5 * xp.sum(means * means * precision, axis=-1))
 
     def log_prob(self, frames: Array, *parameters: Array) -> Array:
         """(N, C) for frames (N, D) and `self.parameters`."""
-        backend, xp = self._backend, self._backend.xp
+        xp = self._backend.xp
+        if self._is_direct:
+            means, spread, constant = parameters
+            if self._has_factor:
+                gaps = xp.permute_dims(frames[:, None, :] - means, (1, 2, 0))
+                white = self._backend.solve_triangular(spread, gaps)
+                return xp.matrix_transpose(-0.5 * xp.sum(white * white, axis=1)) + constant
+            white = (frames[:, None, :] - means) / spread
+            return constant - 0.5 * xp.sum(white * white, axis=-1)
         frames = frames - parameters[0]
-        if self._type == "full":
-            _, means, factor, constant = parameters
-            gaps = xp.permute_dims(frames[:, None, :] - means, (1, 2, 0))
-            white = backend.solve_triangular(factor, gaps)
-            return constant - 0.5 * xp.matrix_transpose(xp.sum(white * white, axis=1))
-        if self._type in ("tied", "tied_diag"):
-            _, scale, linear, constant = parameters
-            if self._type == "tied":
-                white = xp.matrix_transpose(backend.solve_triangular(scale, xp.matrix_transpose(frames)))
-            else:
-                white = frames / scale
+        if self._is_tied:
+            _, spread, linear, constant = parameters
+            white = self._whitened(frames, spread)
             own = -0.5 * xp.sum(white * white, axis=-1, keepdims=True)
             return white @ xp.matrix_transpose(linear) + own + constant
         _, weights, constant = parameters
-        squares = frames * frames
-        if self._type == "spherical":
-            squares = xp.sum(squares, axis=-1, keepdims=True)
-        return xp.concat([frames, squares], axis=-1) @ xp.matrix_transpose(weights) + constant
+        return xp.concat([frames, frames * frames], axis=-1) @ xp.matrix_transpose(weights) + constant
+
+    def _whitened(self, x: Array, spread: Array) -> Array:
+        if not self._has_factor:
+            return x / spread
+        turn = self._backend.xp.matrix_transpose
+        return turn(self._backend.solve_triangular(spread, turn(x)))
+
+    def _loses_too_much(self, observations: Array, means: Array, spread: Array) -> bool:
+        """Whether products would cancel more than LARGEST_LOSS, where values can be read; False elsewhere."""
+        backend, xp = self._backend, self._backend.xp
+        if backend.is_traced(observations, means, spread) or not backend.is_host(means):
+            return False
+        observations, means, spread = (backend.stop_gradient(x) for x in (observations, means, spread))
+        centre = xp.mean(means, axis=0)
+        reach = xp.abs(xp.reshape(observations, (-1, means.shape[1])) - centre)
+        reach = xp.max(xp.where(reach < inf, reach, 0.0), axis=0) if reach.shape[0] else xp.zeros_like(centre)
+        if self._has_factor:
+            spread = xp.min(xp.linalg.diagonal(spread))
+        # division first: squares of what float32 holds may not fit it
+        scaled = (reach + xp.abs(means - centre)) / spread
+        bound = float(xp.finfo(means.dtype).eps) * xp.sum(scaled * scaled, axis=-1)
+        return not bool(xp.max(bound) < LARGEST_LOSS)
 
 
 def over_frames(
@@ -169,7 +187,3 @@ def need_covariances(
     if tuple(shape) != wanted:
         words = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
         raise ValueError(f"covariances: expected shape {words} = {wanted} for {covariance_type!r}, got {tuple(shape)}")
-
-
-def _half_log_det(xp: Any, factor: Array) -> Array:
-    return xp.sum(xp.log(xp.linalg.diagonal(factor)), axis=-1)

@@ -50,7 +50,7 @@ def gmm_log_likelihood(
     need_covariances(covariances.shape, covariance_type, num_states, num_mixtures, dim)
     if not covariance_type.startswith("tied"):
         covariances = xp.reshape(covariances, (num_states * num_mixtures, *covariances.shape[2:]))
-    density = Density(backend, xp.reshape(means, (-1, dim)), covariances, covariance_type)
+    density = Density(backend, observations, xp.reshape(means, (-1, dim)), covariances, covariance_type)
 
     def mixed(frames: Array, log_weights: Array, *parameters: Array) -> Array:
         scores = density.log_prob(frames, *parameters)
