@@ -11,18 +11,29 @@ from .protocol import Array, Step
 def loop_scan(
     unstack: Callable[[Array], Sequence[Array]],
     stack: Callable[..., Array],
+    empty: Callable[[int, Array], Array] | None,
     step: Step,
     carry: Any,
     xs: Any,
 ) -> tuple[Any, Any]:
-    """`Backend.scan` as a loop; `unstack` splits an array along its leading axis."""
+    """`Backend.scan` as a loop; `unstack` splits an array along its leading axis.
+
+    The ys are written into `empty(length, first y)` as they come: small results kept between large temporaries
+    would break up the heap. Without `empty`, where writing is not possible, they are stacked at the end.
+    """
     columns: list[Sequence[Array]] = []
     rebuild = _flatten(xs, lambda x: columns.append(unstack(x)))
+    length = len(columns[0])
     ys: list[Any] = []
-    for leaves in zip(*columns, strict=True):
+    whole: Any = None
+    for place, leaves in enumerate(zip(*columns, strict=True)):
         carry, y = step(carry, rebuild(iter(leaves)))
-        ys.append(y)
-    return carry, _stack(stack, ys)
+        if empty is None:
+            ys.append(y)
+        else:
+            whole = _make(empty, length, y) if place == 0 else whole
+            _write(whole, place, y)
+    return carry, whole if empty is not None else _stack(stack, ys)
 
 
 def loop_associative_scan(concat: Callable[..., Array], combine: Callable[[Any, Any], Any], items: Any) -> Any:
@@ -44,6 +55,20 @@ def _flatten(tree: Any, leaf: Callable[[Array], None]) -> Callable[[Any], Any]:
         return lambda leaves: tuple(part(leaves) for part in parts)
     leaf(tree)
     return next
+
+
+def _make(empty: Callable[[int, Array], Array], length: int, y: Any) -> Any:
+    if y is None:
+        return None
+    return tuple(_make(empty, length, part) for part in y) if isinstance(y, tuple) else empty(length, y)
+
+
+def _write(whole: Any, place: int, y: Any) -> None:
+    if isinstance(y, tuple):
+        for part, value in zip(whole, y, strict=True):
+            _write(part, place, value)
+    elif y is not None:
+        whole[place, ...] = y
 
 
 def _stack(stack: Callable[..., Array], ys: list[Any]) -> Any:

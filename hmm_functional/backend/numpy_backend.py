@@ -47,7 +47,15 @@ class NumpyBackend:
         return self.xp.float64
 
     def scan(self, step: Step, carry: Any, xs: Any) -> tuple[Any, Any]:
-        return loop_scan(lambda x: [x[t, ...] for t in range(x.shape[0])], self.xp.stack, step, carry, xs)
+        xp = self.xp
+
+        def unstack(x: Array) -> list[Array]:
+            return [x[t, ...] for t in range(x.shape[0])]
+
+        def empty(length: int, y: Array) -> Array:
+            return xp.empty((length, *y.shape), dtype=y.dtype)
+
+        return loop_scan(unstack, xp.stack, empty, step, carry, xs)
 
     def associative_scan(self, combine: Callable[[Any, Any], Any], items: Any) -> Any:
         return loop_associative_scan(self.xp.concat, combine, items)

@@ -57,7 +57,8 @@ class TorchBackend:
         return None if x.device.type == "mps" else torch.float64
 
     def scan(self, step: Step, carry: Any, xs: Any) -> tuple[Any, Any]:
-        return loop_scan(lambda x: x.unbind(0), _stack, step, carry, xs)
+        can_write = not (torch.is_grad_enabled() or _forward_mode_is_on() or torch.compiler.is_compiling())
+        return loop_scan(_unbind, _stack, _empty if can_write else None, step, carry, xs)
 
     def associative_scan(self, combine: Callable[[Any, Any], Any], items: Any) -> Any:
         return loop_associative_scan(_concat, combine, items)
@@ -113,6 +114,14 @@ class TorchBackend:
 
 
 BACKEND = TorchBackend()
+
+
+def _unbind(x: Tensor) -> Sequence[Tensor]:
+    return x.unbind(0)
+
+
+def _empty(length: int, y: Tensor) -> Tensor:
+    return y.new_empty((length, *y.shape))
 
 
 def _stack(tensors: list[Tensor], axis: int) -> Tensor:

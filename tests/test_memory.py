@@ -1,0 +1,57 @@
+"""Peak memory of training: of the order of the emissions, never of T x K x K."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+BATCH, STEPS, STATES = 4, 1200, 256
+TAPE = BATCH * STEPS * STATES**2 * 4
+"""Bytes of one float32 number a transition and step: 1.3 GB."""
+
+LOSSES = {
+    "log_likelihood": "hf.log_likelihood(i, A, e).sum()",
+    "forward_backward": "hf.forward_backward(i, A, e).log_posteriors[:, 0, 0].sum()",
+    "expected_transitions": "hf.expected_transitions(i, A, e)[:, 0, 0].sum()",
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_a_training_step_keeps_no_tape(library, loss):
+    run = {
+        "torch": f"""
+            import torch
+            torch.set_num_threads(1)
+            arrays = [torch.randn(s, requires_grad=True) for s in shapes]
+            def step(i, A, e):
+                {LOSSES[loss]}.backward()
+                assert all(x.grad.isfinite().all() for x in (i, A, e))
+        """,
+        "jax": f"""
+            import jax, numpy as np
+            draw = np.random.default_rng(0).normal
+            arrays = [jax.numpy.asarray(draw(size=s), "float32") for s in shapes]
+            grad = jax.jit(jax.grad(lambda i, A, e: {LOSSES[loss]}, argnums=(0, 1, 2)))
+            def step(*arrays):
+                assert all(np.isfinite(g).all() for g in grad(*arrays))
+        """,
+    }[library]
+    code = f"""
+        import resource, hmm_functional as hf
+        shapes = [({STATES},), ({STATES}, {STATES}), ({BATCH}, {STEPS}, {STATES})]
+        {textwrap.indent(textwrap.dedent(run), "        ").strip()}
+        small = [x[..., :2, :] if x.ndim == 3 else x for x in arrays]
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if {library!r} == "torch":
+            step(*(x.detach().requires_grad_() for x in small))
+        before = peak()
+        step(*arrays)
+        print(peak() - before)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < TAPE / 3
