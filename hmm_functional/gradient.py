@@ -27,8 +27,8 @@ from .chain import Chain
 from .kernels.registry import MessageCall, Messages, check_name
 from .numerics import accurate_sum, centre, log_normalize, logsumexp, multiply, softmax
 from .recursion import chain_messages, pull_messages
-from .semiring import EXPECTATION, LOG, Message, Semiring
-from .structure import WORKSPACE, Structure, Weights, structure_from
+from .semiring import EXPECTATION, LOG, Message
+from .structure import WORKSPACE, Structure, structure_from
 
 
 @dataclass(frozen=True)
@@ -218,25 +218,23 @@ def _forward(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[A
     log_likelihood = xp.where(end == -inf, -inf, xp.astype(total, emission.dtype))
     if not a.spec.has_messages:
         return (log_likelihood,)
-    return log_likelihood, found.values[0], found.scales[0]
+    return log_likelihood, found.values[0]
 
 
 def _forward_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
-    batch, steps, states = emission_shape(encoded, shapes)
-    if not Spec.decode(encoded).has_messages:
-        return ((batch,),)
-    return (batch,), (batch, steps, states), (batch, steps)
+    shape = emission_shape(encoded, shapes)
+    return ((shape[0],), shape) if Spec.decode(encoded).has_messages else ((shape[0],),)
 
 
 def _forward_differentiable(encoded: str) -> tuple[bool, ...]:
     spec = Spec.decode(encoded)
-    return (True, spec.messages_vary, False) if spec.has_messages else (True,)
+    return (True, spec.messages_vary) if spec.has_messages else (True,)
 
 
 def _forward_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tangents: Any) -> Sequence[Any]:
     theta, _, constants = _split(encoded, arrays)
     change, moved = backend.call(PUSH, encoded, [*theta, *_filled(backend, theta, tangents), *constants])
-    return change, moved if Spec.decode(encoded).messages_vary else None, None
+    return change, moved if Spec.decode(encoded).messages_vary else None
 
 
 def _forward_vjp(
@@ -284,20 +282,18 @@ def _backward_vjp(
 
 def _statistics(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
     xp, a = backend.xp, unpack(backend, encoded, arrays, 1)
-    (scale,), (messages, log_scales) = a.extras, a.saved
+    (scale,), (messages,) = a.extras, a.saved
     emission, _ = a.centred()
-    found = a.messages(a.call(emission, reverse=True))
-    predicted = found.values[0]
-    joint = messages + predicted
-    posterior = multiply(backend, xp.exp(a.masked(log_normalize(backend, joint), -inf)), scale[:, None, None])
+    (predicted,) = a.messages(a.call(emission, reverse=True)).values
+    posterior = xp.exp(a.masked(log_normalize(backend, messages + predicted), -inf))
+    posterior = multiply(backend, posterior, scale[:, None, None])
     counts = tuple(xp.zeros_like(w) for w in a.weights)
     if a.spec.has_counts and emission.shape[1] > 1:
-        onward = _onward(a, emission + predicted, joint, log_scales)
 
-        def add(pairs: Weights) -> tuple[Array, ...]:
-            return tuple(xp.exp(p) * _spread(backend, scale, p) for (p,) in pairs)
+        def pairs(here: Message, there: Message) -> tuple[Array, ...]:
+            return a.structure.pull(backend, here[0], a.weights, there[0])[1]
 
-        counts = sum_over_slots(a, LOG, (messages,), a.call(emission).weights, (onward,), add)
+        counts = sum_over_slots(a, (messages,), (posterior,), pairs)
     return a.shared((posterior[:, 0, :], *counts, posterior, _at_last(a, posterior)))
 
 
@@ -366,8 +362,8 @@ def _push_vjp(backend: Backend, encoded: str, arrays: Any, outputs: Any, cotange
         bent = list(backend.call(CURVATURE, encoded, [*theta, *directions, cotangents[0], *constants]))
     if any(needed[n:]):
         spec = replace(Spec.decode(encoded), has_messages=True, messages_vary=False).encode()
-        _, messages, scales = backend.call(FORWARD, spec, [*theta, *constants])
-        along = list(backend.call(STATISTICS, spec, [*theta, cotangents[0], *constants, messages, scales]))
+        _, messages = backend.call(FORWARD, spec, [*theta, *constants])
+        along = list(backend.call(STATISTICS, spec, [*theta, cotangents[0], *constants, messages]))
     return [*bent, *along]
 
 
@@ -380,26 +376,26 @@ def _curvature(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple
     *tangents, scale = a.extras
     emission, _ = a.centred()
     call = a.call_with_tangents(emission, tangents, reverse=False)
-    ahead, back = a.messages(call), a.messages(a.call_with_tangents(emission, tangents, reverse=True))
-    joint = ahead.values[0] + back.values[0]
-    posterior = xp.exp(a.masked(log_normalize(backend, joint), -inf))
-    change = ahead.values[1] + back.values[1]
+    ahead = a.messages(call).values
+    back = a.messages(a.call_with_tangents(emission, tangents, reverse=True)).values
+    posterior = xp.exp(a.masked(log_normalize(backend, ahead[0] + back[0]), -inf))
+    change = ahead[1] + back[1]
     change = change - xp.sum(posterior * change, axis=-1, keepdims=True)
     bent = multiply(backend, posterior * change, scale[:, None, None])
     counts = tuple(xp.zeros_like(w) for w in a.weights)
     if emission.shape[1] > 1:
-        onward = _onward(a, emission + back.values[0], joint, ahead.scales[0])
 
-        def add(pairs: Weights) -> tuple[Array, ...]:
+        def pairs(here: Message, there: Message) -> tuple[Array, ...]:
+            _, shares = a.structure.pull(backend, here[0], a.weights, there[2])
+            changes = a.structure.edges(backend, EXPECTATION, here, call.weights, there[:2])
             found = []
-            for p, change in pairs:
-                share, axes = xp.exp(p), tuple(range(2, p.ndim))
-                mean = xp.sum(share * change, axis=axes, keepdims=True)
-                found.append(share * (change - mean) * _spread(backend, scale, p))
+            for share, (_, change) in zip(shares, changes, strict=True):
+                mean = xp.sum(share * change, axis=tuple(range(2, share.ndim)), keepdims=True)
+                found.append(share * (change - mean) * xp.reshape(scale, (-1, *[1] * (share.ndim - 1))))
             return tuple(found)
 
-        z = (onward, call.emission[1] + back.values[1])
-        counts = sum_over_slots(a, EXPECTATION, ahead.values, call.weights, z, add)
+        there = (emission + back[0], call.emission[1] + back[1], posterior)
+        counts = sum_over_slots(a, ahead, there, pairs)
     return a.shared((bent[:, 0, :], *counts, bent, _at_last(a, bent)))
 
 
@@ -442,14 +438,6 @@ def _pull(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Arra
 # Sums over the T-1 slots between steps
 
 
-def _onward(a: Unpacked, ahead: Array, joint: Array, log_scales: Array) -> Array:
-    """(B, T, K): what a message lacks to give, added along a transition, the log posterior of the pair."""
-    xp = a.backend.xp
-    total = logsumexp(a.backend, joint, keepdims=True)
-    onward = ahead - xp.where(total == -inf, 0.0, total) - log_scales[..., None]
-    return a.masked(xp.where(total == -inf, -inf, onward), -inf)
-
-
 def _at_last(a: Unpacked, x: Array, empty: float = 0.0) -> Array:
     """(B, T, K) at each sequence's last step."""
     if not a.spec.is_ragged:
@@ -459,70 +447,57 @@ def _at_last(a: Unpacked, x: Array, empty: float = 0.0) -> Array:
     return xp.sum(found, axis=1) if empty == 0 else xp.max(found, axis=1)
 
 
-def _spread(backend: Backend, scale: Array, like: Array) -> Array:
-    return backend.xp.reshape(scale, (-1, *[1] * (like.ndim - 1)))
-
-
 def sum_over_slots(
     a: Unpacked,
-    semiring: Semiring,
-    x: Message,
-    weights: Weights,
-    z: Message,
-    add: Callable[[Weights], tuple[Array, ...]],
+    here: Message,
+    there: Message,
+    pairs: Callable[[Message, Message], tuple[Array, ...]],
     *,
-    is_total: bool = False,
+    is_per_sequence: bool = False,
 ) -> tuple[Array, ...]:
-    """Sums of `add` over pairs of steps, in pieces of the slots, so that no T x K x K array is made.
+    """Sums of `pairs` over neighbouring steps, in pieces of the time axis, so that no T x K x K array is made.
 
-    `add` gets, for each weight array, the log weights of a piece's transitions (B, slots, *base) between x at one
-    step and z at the next; its results are summed over the slots where one slot serves all, and over the
-    batch where it shares the weights. With `is_total` its result is (B, slots), summed over the slots alone.
+    Args:
+        here, there: (B, T, K) each, read at a transition's first and second step.
+        pairs: takes pieces (B, slots, K) of them; gives, for each weight array, (B, slots, *base).
+        is_per_sequence: give (B,), instead of sums over the slots where one slot serves all, and over the batch where
+            it shares the weights.
     """
     backend, xp = a.backend, a.backend.xp
-    x = tuple(v[:, :-1, :] for v in x)
-    z = tuple(v[:, 1:, :] for v in z)
-    num_slots = x[0].shape[1]
-    is_constant = weights[0][0].shape[1] == 1
+    here, there = tuple(v[:, :-1, :] for v in here), tuple(v[:, 1:, :] for v in there)
+    batch, num_slots, _ = here[0].shape
+    is_constant = a.weights[0].shape[1] == 1
 
-    def total(x: Message, z: Message) -> tuple[Array, ...]:
-        pairs = a.structure.edges(backend, semiring, x, weights, z)
-        if a.spec.is_ragged and not is_constant:  # slots beyond a length may hold anything
+    def total(here: Message, there: Message) -> tuple[Array, ...]:
+        found = pairs(here, there)
+        if a.spec.is_ragged and not is_constant:  # slots past a length may hold anything
             ok = (a.steps() < a.lengths[:, None])[:, 1:]
-            pairs = tuple(
-                tuple(
-                    xp.where(xp.reshape(ok, (*ok.shape, *[1] * (p.ndim - 2))), p, zero)
-                    for p, zero in zip(part, semiring.zeros, strict=True)
-                )
-                for part in pairs
-            )
-        found = add(pairs)
-        if is_total:
-            return tuple(xp.sum(p, axis=1) for p in found)
+            found = tuple(xp.where(xp.reshape(ok, (*ok.shape, *[1] * (p.ndim - 2))), p, 0.0) for p in found)
+        if is_per_sequence:
+            return tuple(xp.sum(xp.reshape(p, (p.shape[0], -1)), axis=-1) for p in found)
         if is_constant:
             found = tuple(xp.sum(p, axis=1, keepdims=True) for p in found)
-        if weights[0][0].shape[0] == 1:
+        if a.weights[0].shape[0] == 1:
             found = tuple(xp.sum(p, axis=0, keepdims=True) for p in found)
         return found
 
-    largest = max(prod(w[0].shape[2:]) for w in weights)
-    room = max(WORKSPACE, prod(x[0].shape))
-    length = max(1, room // max(1, x[0].shape[0] * largest))
+    largest = max(prod(w.shape[2:]) for w in a.weights)
+    length = max(1, max(WORKSPACE, prod(here[0].shape)) // max(1, batch * largest))
     if not is_constant or length >= num_slots:
-        return total(x, z)
+        return total(here, there)
     whole = num_slots // length * length
 
     def pieces(v: Array) -> Array:
-        v = xp.reshape(v[:, :whole, :], (v.shape[0], whole // length, length, v.shape[2]))
+        v = xp.reshape(v[:, :whole, :], (batch, whole // length, length, v.shape[2]))
         return xp.permute_dims(v, (1, 0, 2, 3))
 
     def step(sums: Any, piece: Any) -> tuple[Any, None]:
         return tuple(s + p for s, p in zip(sums, total(*piece), strict=True)), None
 
-    sums: Any = (xp.zeros_like(x[0][:, 0, 0]),) if is_total else tuple(xp.zeros_like(w[0]) for w in weights)
-    sums, _ = backend.scan(step, sums, (tuple(pieces(v) for v in x), tuple(pieces(v) for v in z)))
+    sums: Any = (xp.zeros_like(here[0][:, 0, 0]),) if is_per_sequence else tuple(xp.zeros_like(w) for w in a.weights)
+    sums, _ = backend.scan(step, sums, (tuple(pieces(v) for v in here), tuple(pieces(v) for v in there)))
     if whole < num_slots:
-        rest = total(tuple(v[:, whole:, :] for v in x), tuple(v[:, whole:, :] for v in z))
+        rest = total(tuple(v[:, whole:, :] for v in here), tuple(v[:, whole:, :] for v in there))
         sums = tuple(s + p for s, p in zip(sums, rest, strict=True))
     return tuple(sums)
 
@@ -535,9 +510,9 @@ def _entropy(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[A
     xp, a = backend.xp, unpack(backend, encoded, arrays)
     emission, _ = a.centred()
     call = a.call(emission)
-    ahead, back = a.messages(call), a.messages(a.call(emission, reverse=True))
-    messages, joint = ahead.values[0], ahead.values[0] + back.values[0]
-    last = log_normalize(backend, _at_last(a, a.masked(joint, -inf), -inf))
+    (messages,), (back,) = a.messages(call).values, a.messages(a.call(emission, reverse=True)).values
+    log_posterior = a.masked(log_normalize(backend, messages + back), -inf)
+    last = _at_last(a, log_posterior, -inf)
     entropy = -xp.sum(multiply(backend, xp.exp(last), last), axis=-1)
     if emission.shape[1] == 1:
         return (entropy,)
@@ -545,17 +520,13 @@ def _entropy(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[A
     (predicted,) = a.structure.contract(backend, LOG, (messages[:, :-1, :],), slots)
     predicted = xp.where(predicted == -inf, 0.0, predicted)
     predicted = xp.concat([predicted[:, :1, :], predicted], axis=1)  # the first row is not read
-    pairs = tuple((w[0], w[0]) for w in call.weights)
-    onward = _onward(a, emission + back.values[0], joint, ahead.scales[0])
 
-    def add(found: Weights) -> tuple[Array, ...]:
-        ((log_pair, log_share),) = found
-        terms = -multiply(backend, xp.exp(log_pair), log_share)
-        return (xp.sum(xp.reshape(terms, (*terms.shape[:2], -1)), axis=-1),)
+    def terms(here: Message, there: Message) -> tuple[Array, ...]:
+        _, (pair,) = a.structure.pull(backend, here[0], a.weights, there[0])
+        ((log_share,),) = a.structure.edges(backend, LOG, here, call.weights, there[1:])
+        return (-multiply(backend, pair, log_share),)
 
-    (conditional,) = sum_over_slots(
-        a, EXPECTATION, (messages, messages), pairs, (onward, -predicted), add, is_total=True
-    )
+    (conditional,) = sum_over_slots(a, (messages,), (xp.exp(log_posterior), -predicted), terms, is_per_sequence=True)
     return (entropy + conditional,)
 
 

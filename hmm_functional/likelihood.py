@@ -91,7 +91,7 @@ def forward(
                 [0.8834, 0.1166]])
     """
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
-    likelihood, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    likelihood, messages = forward_pass(chain, kernel, has_messages=True)
     filtered = masked(chain, log_normalize(chain.backend, messages))
     return Forward(chain.unflatten(filtered), chain.unflatten(likelihood))
 
@@ -132,7 +132,7 @@ def forecast(
             f"log_transition: expected one constant in time to forecast with, got {chain.weights[0].shape[1]} slots"
         )
     backend, xp = chain.backend, chain.backend.xp
-    _, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    _, messages = forward_pass(chain, kernel, has_messages=True)
     last = xp.sum(xp.where(chain.is_last()[..., None], log_normalize(backend, messages), 0.0), axis=1)
     ahead = replace(
         chain,
@@ -141,12 +141,12 @@ def forecast(
         lengths=backend.full((last.shape[0],), num_steps + 1, like=last, dtype=backend.index_dtype()),
         is_ragged=False,
     )
-    _, messages, _ = forward_pass(ahead, kernel, has_messages=True)
+    _, messages = forward_pass(ahead, kernel, has_messages=True)
     return chain.unflatten(log_normalize(backend, messages)[:, 1:, :])
 
 
 def forward_pass(chain: Chain, kernel: str, *, has_messages: bool = False) -> tuple[Array, ...]:
-    """(log_likelihood (B,), messages (B, T, K), log scales (B, T)), or the first alone."""
+    """(log_likelihood (B,), messages (B, T, K)), or the first alone."""
     arrays = chain_arrays(chain, kernel)
     spec = replace(
         arrays.spec,

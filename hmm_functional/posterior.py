@@ -52,7 +52,7 @@ def forward_backward(
                 [0.8834, 0.1166]])
     """
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
-    likelihood, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    likelihood, messages = forward_pass(chain, kernel, has_messages=True)
     joint = messages + backward_pass(chain, kernel)
     posteriors = masked(chain, log_normalize(chain.backend, joint))
     return ForwardBackward(chain.unflatten(posteriors), chain.unflatten(likelihood))
@@ -127,7 +127,7 @@ def pair_posteriors(
     """
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
     backend, xp = chain.backend, chain.backend.xp
-    _, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    _, messages = forward_pass(chain, kernel, has_messages=True)
     ahead = centre(backend, masked_zero(chain, chain.emission))[0] + backward_pass(chain, kernel)
     matrix = chain.structure.dense(backend, chain.weights)
     pairs = messages[:, :-1, :, None] + matrix + ahead[:, 1:, None, :]
@@ -172,10 +172,10 @@ def expected_transitions(
     backend, xp = chain.backend, chain.backend.xp
     size = chain.emission.shape[0]
     chain = replace(chain, weights=tuple(xp.broadcast_to(w, (size, *w.shape[1:])) for w in chain.weights))
-    likelihood, messages, scales = forward_pass(chain, kernel, has_messages=True)
+    likelihood, messages = forward_pass(chain, kernel, has_messages=True)
     arrays = chain_arrays(chain, kernel)
     ones = backend.full((size,), 1.0, like=chain.emission)
-    found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, ones, *arrays.constants, messages, scales])
+    found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, ones, *arrays.constants, messages])
     is_nan = xp.isnan(likelihood)
     totals = (xp.sum(c, axis=1) for c in found[1:-2])
     marked = (xp.where(xp.reshape(is_nan, (-1, *[1] * (c.ndim - 1))), xp.nan, c) for c in totals)
@@ -255,7 +255,7 @@ def smooth_fixed_lag(
     lag = need_count("lag", lag, 0)
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
     backend = chain.backend
-    _, messages, _ = forward_pass(chain, kernel, has_messages=True)
+    _, messages = forward_pass(chain, kernel, has_messages=True)
     emission, _ = centre(backend, masked_zero(chain, chain.emission))
     ahead = look_ahead(chain, emission, chain.num_steps, lag)
     return chain.unflatten(masked(chain, log_normalize(backend, messages + ahead)))

@@ -113,7 +113,7 @@ def stream_step(state: StreamState, log_emission_chunk: Array) -> tuple[StreamSt
     if log_emission_chunk.shape[-2] == 0:
         return state, state.log_filtered[..., :0, :]
     chain = chain_of(state.log_predicted, state.log_transition, log_emission_chunk)
-    _, messages, _ = forward_pass(chain, "auto", has_messages=True)
+    _, messages = forward_pass(chain, "auto", has_messages=True)
     prepared = chain.structure.prepare(backend, LOG, tuple((w[:, 0, ...],) for w in chain.weights), 0)
     (predicted,) = chain.structure.contract(backend, LOG, (messages[:, -1, :],), prepared)
     predicted = chain.unflatten(log_normalize(backend, predicted))

@@ -540,3 +540,17 @@ def test_the_oracle_of_this_file_has_what_it_claims():
         initial, emission, final, matrix = inputs(form)
         model = Model(initial, matrix, emission, np.array(LENGTHS), final)
         assert np.isfinite(model.expected(lambda one: one.log_likelihood)).all()
+
+
+@pytest.mark.parametrize("scale", [1e17, 1e30])
+def test_enormous_scores_keep_gradients_finite(scale):
+    """Rounding errors of such scores are themselves enormous: nothing may exponentiate one."""
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.randn(s, generator=generator) * scale for s in ((3,), (3, 3), (2, 5, 3))]
+    arrays = [x.requires_grad_() for x in draw]
+    hf.log_likelihood(*arrays).sum().backward()
+    assert all(x.grad.isfinite().all() for x in arrays)
+    torch.testing.assert_close(arrays[2].grad.sum(-1), torch.ones(2, 5))
+    assert arrays[1].grad.sum().item() == pytest.approx(2 * 4)
+    second = torch.func.hessian(lambda e: hf.log_likelihood(arrays[0].detach(), arrays[1].detach(), e).sum())
+    assert second(arrays[2].detach()).isfinite().all()
