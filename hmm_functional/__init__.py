@@ -5,6 +5,7 @@ from .associative import parallel_messages as _parallel  # noqa: F401  (register
 from .builders import ergodic, from_mask, left_to_right
 from .decode import log_joint, viterbi, viterbi_k_best
 from .emissions import categorical_log_prob, gaussian_log_prob, gmm_log_likelihood
+from .entropy import posterior_entropy
 from .likelihood import forecast, forward, log_likelihood
 from .observation import mask_emission, restrict_states
 from .posterior import (
@@ -12,7 +13,6 @@ from .posterior import (
     forward_backward,
     pair_posteriors,
     posterior_decode,
-    posterior_entropy,
     smooth_fixed_lag,
 )
 from .sampling import sample, sample_posterior

@@ -10,7 +10,8 @@ import numpy as np
 
 from ._check import broadcast_batch, need_count, need_floating, need_integers, need_range, need_shape
 from .backend import Array, Backend, backend_of, find_backend
-from .structure import Dense, Structure, on_device
+from .edges import on_device
+from .structure import Dense, Structure
 from .transition import arrays_of, canonical
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from ._check import need_count, need_integers, need_range
 from ._types import Viterbi
+from .arrays import Spec, chain_arrays, emission_shape, no_rule, unpack
 from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, declare
 from .chain import Chain, chain_of
-from .gradient import Spec, chain_arrays, emission_shape, no_rule, unpack
 from .kernels.registry import MessageCall, check_name
 from .numerics import accurate_sum
 from .recursion import traceback

@@ -8,9 +8,10 @@ from typing import Any
 
 from ._check import need_count
 from ._types import Forward
+from .arrays import chain_arrays
 from .backend import Array
 from .chain import Chain, chain_of
-from .gradient import BACKWARD, FORWARD, chain_arrays
+from .gradient import BACKWARD, FORWARD
 from .numerics import log_normalize
 
 

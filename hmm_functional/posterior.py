@@ -8,13 +8,14 @@ from typing import Any
 
 from ._check import need_count
 from ._types import ForwardBackward
+from .arrays import chain_arrays
 from .backend import Array
 from .chain import Chain, chain_of
-from .gradient import ENTROPY, STATISTICS, chain_arrays
+from .gradient import STATISTICS
 from .likelihood import backward_pass, forward_pass, masked
 from .numerics import centre, log_normalize
 from .semiring import LOG
-from .transition import LowRank, own_shape
+from .transition import own_shape
 
 
 def forward_backward(
@@ -181,43 +182,6 @@ def expected_transitions(
     marked = (xp.where(xp.reshape(is_nan, (-1, *[1] * (c.ndim - 1))), xp.nan, c) for c in totals)
     counts = tuple(chain.unflatten(c) for c in marked)
     return own_shape(backend, log_transition, counts)
-
-
-def posterior_entropy(
-    log_initial: Array,
-    log_transition: Any,
-    log_emission: Array,
-    *,
-    lengths: Any = None,
-    log_final: Array | None = None,
-    kernel: str = "auto",
-) -> Array:
-    """Entropy of the state path given x: the sum over paths of -p(z given x) log p(z given x).
-
-    Args: as `log_likelihood`.
-
-    Returns:
-        (...), nats; 0 for an impossible sequence.
-
-    Raises: as `log_likelihood`.
-
-    Gradient: reverse and forward mode, by the expectation semiring; the second derivative raises in torch.
-
-    Cost: two passes and a sum over pairs, O(B T K^2) time, O(B T K) memory.
-
-    References: Hernando, Crespi and Cybenko 2005, in the form H(z_T) + sum over t of H(z_t given z_{t+1}).
-
-    Example:
-        >>> import torch, hmm_functional as hf
-        >>> hf.posterior_entropy(torch.zeros(2), torch.zeros(2, 2), torch.zeros(3, 2)) / torch.tensor(2.0).log()
-        tensor(3.)
-    """
-    chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
-    if isinstance(log_transition, LowRank):
-        chain = chain.with_dense_transition()
-    arrays = chain_arrays(chain, kernel)
-    (entropy,) = chain.backend.call(ENTROPY, arrays.spec.encode(), [*arrays.theta, *arrays.constants])
-    return chain.unflatten(entropy)
 
 
 def smooth_fixed_lag(

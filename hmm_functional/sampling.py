@@ -8,10 +8,10 @@ from math import inf, prod
 from typing import Any
 
 from ._check import need_count
+from .arrays import Spec, chain_arrays, emission_shape, no_rule, unpack
 from .backend import Array, Backend, Primitive, Rng
 from .backend.protocol import Shape, declare
 from .chain import chain_of
-from .gradient import Spec, chain_arrays, emission_shape, no_rule, unpack
 from .numerics import softmax
 from .recursion import traceback
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ._check import need_floating, need_shape
 from .backend import Array, Backend, backend_of
+from .edges import on_device
 from .numerics import log_normalize, logsumexp
-from .structure import on_device
 from .transition import arrays_of, canonical
 
 

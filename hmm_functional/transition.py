@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Backend, backend_of, find_backend
-from .structure import Dense, Factored, Structure, build_edges, extend, gather, structure_from
+from .edges import build_edges, structure_from
+from .structure import Dense, Factored, Structure, extend, gather
 
 
 @dataclass(frozen=True, eq=False)
