@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, NoReturn
 
 from .backend import Array, Backend
-from .backend.protocol import Shape
+from .backend.protocol import Shape, batch_size
 from .chain import Chain
 from .edges import structure_from
 from .kernels.registry import MessageCall, Messages, check_name
@@ -128,7 +128,7 @@ class Unpacked:
         """Gradients of theta (B, ...), summed over the batch where it shares an array."""
         xp = self.backend.xp
         parts = zip(self.theta, gradients, strict=True)
-        return tuple(xp.sum(g, axis=0, keepdims=True) if x.shape[0] == 1 and g.shape[0] > 1 else g for x, g in parts)
+        return tuple(xp.sum(g, axis=0, keepdims=True) if x.shape[0] == 1 and g.shape[0] != 1 else g for x, g in parts)
 
 
 def unpack(backend: Backend, encoded: str, arrays: Sequence[Array], num_extras: int = 0) -> Unpacked:
@@ -138,7 +138,7 @@ def unpack(backend: Backend, encoded: str, arrays: Sequence[Array], num_extras: 
     theta, extras, rest = tuple(arrays[:n]), tuple(arrays[n : n + num_extras]), tuple(arrays[n + num_extras :])
     tables = tuple(t[0, ...] for t in rest[1 : 1 + spec.num_tables])
     structure = structure_from(spec.key, tables)
-    lengths = backend.xp.broadcast_to(rest[0], (max(x.shape[0] for x in arrays),))
+    lengths = backend.xp.broadcast_to(rest[0], (batch_size(x.shape[0] for x in arrays),))
     return Unpacked(backend, spec, structure, theta, extras, lengths, rest[1 + spec.num_tables :])
 
 
@@ -166,7 +166,7 @@ def num_theta(encoded: str) -> int:
 
 def emission_shape(encoded: str, shapes: Sequence[Shape]) -> Shape:
     """(B, T, K), from the shapes of a primitive's arrays."""
-    return (max(shape[0] for shape in shapes), *shapes[Spec.decode(encoded).num_weights + 1][1:])
+    return (batch_size(shape[0] for shape in shapes), *shapes[Spec.decode(encoded).num_weights + 1][1:])
 
 
 def theta_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -233,7 +233,7 @@ def sum_over_slots(
             ok = (a.steps() < a.lengths[:, None])[:, 1:]
             found = tuple(xp.where(xp.reshape(ok, (*ok.shape, *[1] * (p.ndim - 2))), p, 0.0) for p in found)
         if is_per_sequence:
-            return tuple(xp.sum(xp.reshape(p, (p.shape[0], -1)), axis=-1) for p in found)
+            return tuple(xp.sum(p, axis=tuple(range(1, p.ndim))) for p in found)
         if is_constant:
             found = tuple(xp.sum(p, axis=1, keepdims=True) for p in found)
         if a.weights[0].shape[0] == 1:

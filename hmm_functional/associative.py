@@ -101,7 +101,7 @@ def _unchunk(backend: Backend, found: Run, num_items: int) -> Run:
 
     def whole(x: Array) -> Array:
         x = xp.permute_dims(x, (1, 0, *range(2, x.ndim)))
-        return xp.reshape(x, (-1, *x.shape[2:]))[:num_items, ...]
+        return xp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]))[:num_items, ...]
 
     values = None if found.values is None else tuple(whole(x) for x in found.values)
     return Run(values, tuple(whole(s) for s in found.scales), tuple(x[-1, ...] for x in found.last))

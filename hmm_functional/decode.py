@@ -202,7 +202,7 @@ def _ranked(backend: Backend, terms: Array, chance: Any, rank: Array) -> Array:
 
 
 def _largest(xp: Any, ends: Array, k: int) -> Array:
-    return xp.sort(xp.reshape(ends, (ends.shape[0], -1)), axis=-1, descending=True)[:, :k]
+    return xp.sort(xp.reshape(ends, (ends.shape[0], ends.shape[1] * ends.shape[2])), axis=-1, descending=True)[:, :k]
 
 
 def _best_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:

@@ -95,7 +95,7 @@ def _entropy_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tang
     ones = backend.full((size,), 1.0, like=theta[-2])
     bent = backend.call(CURVATURE, encoded, [*whole, *_finite(backend, whole), ones, *constants])
     moves = filled(backend, theta, tangents)
-    return [-sum(xp.sum(xp.reshape(b * v, (size, -1)), axis=-1) for b, v in zip(bent, moves, strict=True))]
+    return [-sum(xp.sum(b * v, axis=tuple(range(1, b.ndim))) for b, v in zip(bent, moves, strict=True))]
 
 
 def _finite(backend: Backend, theta: Sequence[Array]) -> list[Array]:

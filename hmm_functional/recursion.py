@@ -149,7 +149,7 @@ def collect(call: MessageCall, travel: Travel, found: Run | None) -> Messages:
     rest: Any = (None,) * len(travel.first)
     first_scale = travel.first_scale
     scales = tuple(
-        xp.reshape(joined(a, b), (call.emission[0].shape[0], -1))
+        xp.reshape(joined(a, b), call.emission[0].shape[:2])
         for a, b in zip(first_scale, rest if found is None else found.scales, strict=True)
     )
     lowest = xp.finfo(scales[0].dtype).min
@@ -204,7 +204,7 @@ def traceback(
 
     def pick(terms: Array, luck: Any, rank: Array) -> tuple[Array, Array]:
         terms = xp.broadcast_to(terms, (*lead, *terms.shape[-2:]))
-        place = choose(backend, xp.reshape(terms, (*lead, -1)), luck, rank)
+        place = choose(backend, xp.reshape(terms, (*lead, terms.shape[-2] * terms.shape[-1])), luck, rank)
         return place // depth, place % depth
 
     state, rank = pick(messages[-1, ...] + final[..., None], None if chance is None else chance[-1, ...], rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,6 +111,11 @@ class Primitive:
     """Which outputs are integers; where empty, none is."""
     num_gradients: Callable[[str], int] = lambda spec: 0
     """Outputs shaped as the first arrays, so that a batch axis of 1 there means a sum over the batch."""
+
+
+def batch_size(sizes: Iterable[int]) -> int:
+    """What leading axes of the batch's size or 1 broadcast to; 0 for an empty batch."""
+    return next((size for size in sizes if size != 1), 1)
 
 
 PRIMITIVES: dict[str, Primitive] = {}

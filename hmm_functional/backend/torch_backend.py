@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from .loops import loop_associative_scan, loop_scan
-from .protocol import PRIMITIVES, Array, Primitive, Rng, Shape, Step
+from .protocol import PRIMITIVES, Array, Primitive, Rng, Shape, Step, batch_size
 
 
 class TorchBackend:
@@ -167,7 +167,7 @@ def _call_vmap(info: Any, in_dims: Any, name: str, spec: str, arrays: Sequence[T
     """Fold the mapped axis into the batch axis that every array already has."""
     primitive, dims, count = PRIMITIVES[name], in_dims[2], info.batch_size
     moved = [x if d is None else x.movedim(d, 0) for x, d in zip(arrays, dims, strict=True)]
-    batch = max(x.shape[0 if d is None else 1] for x, d in zip(moved, dims, strict=True))
+    batch = batch_size(x.shape[0 if d is None else 1] for x, d in zip(moved, dims, strict=True))
     primals = primitive.num_gradients(spec)
 
     def fold(i: int, x: Tensor, dim: int | None) -> Tensor:
@@ -178,7 +178,7 @@ def _call_vmap(info: Any, in_dims: Any, name: str, spec: str, arrays: Sequence[T
         return x.expand(count, batch, *x.shape[2:]).reshape(count * batch, *x.shape[2:])
 
     folded = [fold(i, x, d) for i, (x, d) in enumerate(zip(moved, dims, strict=True))]
-    outputs = [y.reshape(count, -1, *y.shape[1:]) for y in _call(name, spec, folded)]
+    outputs = [y.reshape(count, y.shape[0] // count, *y.shape[1:]) for y in _call(name, spec, folded)]
     for i in range(primals):
         if moved[i].shape[0 if dims[i] is None else 1] == 1:
             outputs[i] = outputs[i].sum(1, keepdim=True)

@@ -1,0 +1,43 @@
+"""A batch of no sequences gives results of no sequences, from every function."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import hmm_functional as hf
+
+ZEROS = {"numpy": np.zeros, "torch": lambda shape: torch.zeros(shape), "jax": jnp.zeros}
+SHAPES = {
+    "log_likelihood": (0,),
+    "forward": (0, 7, 3),
+    "forward_backward": (0, 7, 3),
+    "pair_posteriors": (0, 6, 3, 3),
+    "expected_transitions": (0, 3, 3),
+    "posterior_entropy": (0,),
+    "posterior_decode": (0, 7),
+    "viterbi": (0, 7),
+}
+
+
+@pytest.mark.parametrize("library", ZEROS)
+@pytest.mark.parametrize("kernel", ["reference", "parallel"])
+def test_shapes(library, kernel):
+    zeros = ZEROS[library]
+    given = (zeros((3,)), zeros((3, 3)), zeros((0, 7, 3)))
+    for name, shape in SHAPES.items():
+        result = getattr(hf, name)(*given, kernel=kernel)
+        assert (result[0] if isinstance(result, tuple) else result).shape == shape
+    assert hf.viterbi_k_best(*given, k=2).states.shape == (0, 2, 7)
+    assert hf.smooth_fixed_lag(*given, lag=2).shape == (0, 7, 3)
+    assert hf.forecast(*given, num_steps=2).shape == (0, 2, 3)
+    banded = hf.Banded(zeros((2, 3)), (0, 1))
+    assert hf.log_likelihood(given[0], banded, given[2]).shape == (0,)
+
+
+def test_gradients_are_zero():
+    transition = torch.zeros(3, 3, requires_grad=True)
+    hf.log_likelihood(torch.zeros(3), transition, torch.zeros(0, 7, 3)).sum().backward()
+    assert torch.equal(transition.grad, torch.zeros(3, 3))
