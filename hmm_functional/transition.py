@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ._check import need_shape
 from .backend import Array, Backend, backend_of, find_backend
 from .edges import build_edges, structure_from
 from .structure import Dense, Factored, Structure, extend, gather
@@ -35,7 +36,7 @@ class Banded:
         _register(type(self), ("log_bands",), ("offsets",), self.log_bands)
         if len(set(offsets)) != len(offsets) or not offsets:
             raise ValueError(f"offsets: expected distinct integers, at least one, got {offsets}")
-        _need_shape("log_bands", self.log_bands, (len(offsets), None), "(..., O, K) with O = len(offsets)")
+        need_shape("log_bands", self.log_bands.shape, (len(offsets), None), "(..., O, K) with O = len(offsets)")
         if min(abs(o) for o in offsets) >= self.log_bands.shape[-1]:
             raise ValueError(f"offsets: expected one within {self.log_bands.shape[-1]} states, got {offsets}")
 
@@ -71,7 +72,7 @@ class Sparse:
             raise ValueError(f"targets: expected as many as sources ({len(ends[0])}), got {len(ends[1])}")
         if len(np.unique(ends[0] * self.num_states + ends[1])) != len(ends[0]):
             raise ValueError("sources, targets: expected every edge once, got one twice; add their weights")
-        _need_shape("log_weights", self.log_weights, (len(ends[0]),), "(..., E) with E = len(sources)")
+        need_shape("log_weights", self.log_weights.shape, (len(ends[0]),), "(..., E) with E = len(sources)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +91,10 @@ class LowRank:
 
     def __post_init__(self) -> None:
         _register(type(self), ("log_left", "log_right"), (), self.log_left)
-        _need_shape("log_left", self.log_left, (None, None), "(..., K, R)")
+        backend_of(log_left=self.log_left, log_right=self.log_right)
+        need_shape("log_left", self.log_left.shape, (None, None), "(..., K, R)")
         wanted = (self.log_left.shape[-1], self.log_left.shape[-2])
-        _need_shape("log_right", self.log_right, wanted, "(..., R, K) with R and K as in log_left")
+        need_shape("log_right", self.log_right.shape, wanted, "(..., R, K) with R and K as in log_left")
 
 
 def _register(cls: type, leaves: tuple[str, ...], static: tuple[str, ...], sample: Any) -> None:
@@ -108,14 +110,6 @@ def _register(cls: type, leaves: tuple[str, ...], static: tuple[str, ...], sampl
         return tuple(getattr(value, name) for name in leaves), tuple(getattr(value, name) for name in static)
 
     backend_of(**{leaves[0]: sample}).register_pytree(cls, flatten, unflatten)
-
-
-def _need_shape(name: str, x: Any, wanted: tuple[int | None, ...], words: str) -> None:
-    backend_of(**{name: x})
-    shape = tuple(x.shape)
-    tail = shape[len(shape) - len(wanted) :]
-    if len(shape) < len(wanted) or any(w not in (None, n) for w, n in zip(wanted, tail, strict=True)):
-        raise ValueError(f"{name}: expected shape {words}, got {shape}")
 
 
 def _host_integers(name: str, value: Any) -> Any:
