@@ -6,6 +6,7 @@ from .builders import ergodic, from_mask, left_to_right
 from .decode import log_joint, viterbi, viterbi_k_best
 from .emissions import categorical_log_prob, gaussian_log_prob, gmm_log_likelihood
 from .entropy import posterior_entropy
+from .kernels import cpu as _cpu  # noqa: F401  (registers its kernel)
 from .likelihood import forecast, forward, log_likelihood
 from .observation import mask_emission, restrict_states
 from .posterior import (

@@ -12,7 +12,7 @@ from .backend import Array, Backend
 from .backend.protocol import Shape, batch_size
 from .chain import Chain
 from .edges import structure_from
-from .kernels.registry import MessageCall, Messages, check_name
+from .kernels.registry import Fused, MessageCall, Messages, check_name, select
 from .numerics import centre
 from .recursion import chain_messages
 from .semiring import EXPECTATION, LOG, Message
@@ -84,9 +84,6 @@ class Unpacked:
         ok = self.steps() < self.lengths[:, None]
         return self.backend.xp.where(ok if x.ndim == 2 else ok[..., None], x, value)
 
-    def is_last(self) -> Array:
-        return self.steps() == self.lengths[:, None] - 1
-
     def steps(self) -> Array:
         """(1, T): 0..T-1."""
         return self.backend.arange(self.emission.shape[1], like=self.emission)[None, :]
@@ -120,6 +117,12 @@ class Unpacked:
             initial=tuple(self.backend.xp.broadcast_arrays(*start)),
             emission=(emission, self.masked(tangents[-2])),
         )
+
+    def fused(self) -> tuple[Fused, MessageCall] | None:
+        """Whole quantities from the kernel that serves this chain, if it has them, and the call they take."""
+        call = self.call(self.emission)
+        fused = select(self.spec.kernel, call).fused
+        return None if fused is None else (fused, call)
 
     def messages(self, call: MessageCall) -> Messages:
         return chain_messages(call, self.spec.kernel)
@@ -157,6 +160,25 @@ def chain_arrays(chain: Chain, kernel: str) -> ChainArrays:
     tables = tuple(table[None, ...] for table in chain.structure.tables)
     spec = Spec(chain.structure.key, kernel, chain.is_ragged, len(chain.weights), len(tables))
     return ChainArrays(spec, (chain.initial, *chain.weights, chain.emission, chain.final), (chain.lengths, *tables))
+
+
+def fused(chain: Chain, kernel: str) -> tuple[Fused, MessageCall] | None:
+    """Whole quantities from the kernel that serves a chain of which no derivative is asked, and the call they take."""
+    check_name(kernel)
+    backend = chain.backend
+    if backend.records((chain.initial, *chain.weights, chain.emission, chain.final)):
+        return None
+    call = MessageCall(
+        backend=backend,
+        semiring=LOG,
+        structure=chain.structure,
+        weights=tuple((w,) for w in chain.weights),
+        initial=(chain.initial,),
+        emission=(chain.emission,),
+        lengths=chain.lengths if chain.is_ragged else None,
+    )
+    found = select(kernel, call).fused
+    return None if found is None else (found, call)
 
 
 def num_theta(encoded: str) -> int:
@@ -197,13 +219,11 @@ def no_rule(what: str) -> Callable[..., NoReturn]:
     return rule
 
 
-def at_last(a: Unpacked, x: Array, empty: float = 0.0) -> Array:
+def at_last(a: Unpacked, x: Array) -> Array:
     """(B, T, K) at each sequence's last step."""
     if not a.spec.is_ragged:
         return x[:, -1, :]
-    xp = a.backend.xp
-    found = xp.where(a.is_last()[..., None], x, empty)
-    return xp.sum(found, axis=1) if empty == 0 else xp.max(found, axis=1)
+    return a.backend.take_along(x, (a.lengths - 1)[:, None, None], 1)[:, 0, :]
 
 
 def sum_over_slots(

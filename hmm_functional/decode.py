@@ -9,7 +9,7 @@ from typing import Any
 
 from ._check import need_count, need_integers, need_range
 from ._types import Viterbi
-from .arrays import Spec, chain_arrays, emission_shape, no_rule, unpack
+from .arrays import Spec, chain_arrays, emission_shape, fused, no_rule, unpack
 from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, declare
 from .chain import Chain, chain_of
@@ -159,6 +159,9 @@ def _best(chain: Chain, kernel: str, k: int) -> tuple[Array, Array]:
     backend, xp = chain.backend, chain.backend.xp
     if isinstance(chain.structure, Factored):
         chain = chain.with_dense_transition()
+    if k == 1 and (whole := fused(chain, kernel)) is not None:
+        states, scores = whole[0].best_path(whole[1], chain.final)
+        return states[:, None, :], scores[:, None]
     arrays = chain_arrays(chain, kernel)
     spec = replace(arrays.spec, num_best=k).encode()
     constants = [backend.stop_gradient(x) for x in arrays.theta]
@@ -172,6 +175,9 @@ def _best(chain: Chain, kernel: str, k: int) -> tuple[Array, Array]:
 def _best_paths(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
     xp, a = backend.xp, unpack(backend, encoded, arrays)
     k = a.spec.num_best
+    if k == 1 and (whole := a.fused()) is not None:
+        states, scores = whole[0].best_path(whole[1], a.final)
+        return states[:, None, :], scores[:, None]
     emission, _ = a.centred()
     call: MessageCall = replace(a.call(emission), semiring=MAX if k == 1 else KMaxSemiring(k))
     (messages,) = a.messages(call).values

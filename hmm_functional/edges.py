@@ -13,6 +13,9 @@ from .backend import Array, Backend
 from .semiring import LOG, Message, Semiring
 from .structure import Dense, Factored, Structure, Weights, extend, gather, insert_axes, lead
 
+MOST_BANDS = 16
+"""Different distances from source to target up to which a list of edges counts as bands."""
+
 
 @dataclass(frozen=True, eq=False)
 class Edges:
@@ -30,11 +33,13 @@ class Edges:
     tables: tuple[Any, ...]
     """sources, targets (E,), then for targets and for sources: the edges ordered by that end (E,), where each
     state's begin and how many they are (K,), the other ends and the edges as rows, further tables."""
+    offsets: tuple[int, ...] = ()
+    """target - source of all edges where these are few, which makes them bands; else empty."""
     ranks: ClassVar[tuple[int, ...]] = (1,)
 
     @property
     def key(self) -> str:
-        return ":".join(map(str, ("edges", self.num_states, *self.degrees, *self.levels)))
+        return ":".join(map(str, ("edges", self.num_states, *self.degrees, *self.levels, *self.offsets)))
 
     @property
     def _into(self) -> tuple[Any, ...]:
@@ -47,7 +52,8 @@ class Edges:
     def transposed(self, backend: Backend, weights: Weights) -> tuple[Structure, Weights]:
         sources, targets = self.tables[:2]
         tables = (targets, sources, *self._out, *self._into)
-        return Edges(self.num_states, self.degrees[::-1], self.levels[::-1], tables), weights
+        offsets = tuple(-o for o in self.offsets)
+        return Edges(self.num_states, self.degrees[::-1], self.levels[::-1], tables, offsets), weights
 
     def prepare(self, backend: Backend, semiring: Semiring, weights: Weights, axes: int) -> Weights:
         rows = self._into[4]
@@ -121,7 +127,10 @@ def build_edges(sources: Any, targets: Any, num_states: int) -> tuple[str, tuple
         sides += [np.lexsort((others, ends)), np.cumsum(count) - count, count, rows, *plan]
         degrees.append(int(count.max()))
         levels.append(len(plan))
-    edges = Edges(num_states, (degrees[0], degrees[1]), (levels[0], levels[1]), (sources, targets, *sides))
+    offsets = tuple(np.unique(targets - sources).tolist())
+    if len(offsets) > MOST_BANDS or len(offsets) * num_states > 4 * len(sources):
+        offsets = ()
+    edges = Edges(num_states, (degrees[0], degrees[1]), (levels[0], levels[1]), (sources, targets, *sides), offsets)
     return edges.key, edges.tables
 
 
@@ -157,5 +166,5 @@ def structure_from(key: str, tables: tuple[Any, ...]) -> Structure:
     kind, *words = key.split(":")
     numbers = [int(word) for word in words]
     if kind == "edges":
-        return Edges(numbers[0], (numbers[1], numbers[2]), (numbers[3], numbers[4]), tables)
+        return Edges(numbers[0], (numbers[1], numbers[2]), (numbers[3], numbers[4]), tables, tuple(numbers[5:]))
     return (Dense if kind == "dense" else Factored)(numbers[0])

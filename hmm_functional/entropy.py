@@ -60,7 +60,7 @@ def _entropy(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[A
     call = a.call(emission)
     (messages,), (back,) = a.messages(call).values, a.messages(a.call(emission, reverse=True)).values
     log_posterior = a.masked(log_normalize(backend, messages + back), -inf)
-    last = at_last(a, log_posterior, -inf)
+    last = at_last(a, log_posterior)
     entropy = -xp.sum(multiply(backend, xp.exp(last), last), axis=-1)
     if emission.shape[1] == 1:
         return (entropy,)

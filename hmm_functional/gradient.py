@@ -43,6 +43,9 @@ from .semiring import EXPECTATION, Message
 
 def _forward(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
     xp, a = backend.xp, unpack(backend, encoded, arrays)
+    if (whole := a.fused()) is not None:
+        fused, call = whole
+        return fused.forward(call, a.final, a.spec.has_messages)
     emission, top = a.centred()
     found = a.messages(a.call(emission, last_only=not a.spec.has_messages))
     end = logsumexp(backend, found.last[0] + a.final)
@@ -115,6 +118,11 @@ def _backward_vjp(
 def _statistics(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
     xp, a = backend.xp, unpack(backend, encoded, arrays, 1)
     (scale,), (messages,) = a.extras, a.saved
+    if (whole := a.fused()) is not None and a.weights[0].shape[1] == 1:
+        fused, call = whole
+        posterior, counted = fused.statistics(call, a.final, messages, scale, a.spec.has_counts)
+        counted = xp.zeros_like(a.weights[0]) if counted is None else counted
+        return a.shared((posterior[:, 0, :], counted, posterior, at_last(a, posterior)))
     emission, _ = a.centred()
     (predicted,) = a.messages(a.call(emission, reverse=True)).values
     posterior = xp.exp(a.masked(log_normalize(backend, messages + predicted), -inf))

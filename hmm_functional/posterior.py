@@ -8,7 +8,7 @@ from typing import Any
 
 from ._check import need_count
 from ._types import ForwardBackward
-from .arrays import chain_arrays
+from .arrays import chain_arrays, fused
 from .backend import Array
 from .chain import Chain, chain_of
 from .gradient import STATISTICS
@@ -53,6 +53,9 @@ def forward_backward(
                 [0.8834, 0.1166]])
     """
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
+    if (whole := fused(chain, kernel)) is not None:
+        found = whole[0].smooth(whole[1], chain.final)
+        return ForwardBackward(*(chain.unflatten(x) for x in found))
     likelihood, messages = forward_pass(chain, kernel, has_messages=True)
     joint = messages + backward_pass(chain, kernel)
     posteriors = masked(chain, log_normalize(chain.backend, joint))
@@ -172,8 +175,8 @@ def expected_transitions(
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
     backend, xp = chain.backend, chain.backend.xp
     size = chain.emission.shape[0]
-    chain = replace(chain, weights=tuple(xp.broadcast_to(w, (size, *w.shape[1:])) for w in chain.weights))
     likelihood, messages = forward_pass(chain, kernel, has_messages=True)
+    chain = replace(chain, weights=tuple(xp.broadcast_to(w, (size, *w.shape[1:])) for w in chain.weights))
     arrays = chain_arrays(chain, kernel)
     ones = backend.full((size,), 1.0, like=chain.emission)
     found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, ones, *arrays.constants, messages])

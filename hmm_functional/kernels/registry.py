@@ -54,6 +54,23 @@ class Messages:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """Whole quantities that a kernel computes without the messages between them, for constant or varying weights.
+
+    Each takes the forward call in the log semiring, its emissions neither masked nor centred, and the final weights.
+    """
+
+    forward: Callable[[MessageCall, Array, bool], tuple[Array, ...]]
+    """(call, final, has_messages): log-likelihoods (B,), and forward messages (B, T, K) where wanted."""
+    smooth: Callable[[MessageCall, Array], tuple[Array, Array]]
+    """(call, final): log posteriors (B, T, K) and log-likelihoods (B,)."""
+    statistics: Callable[[MessageCall, Array, Array, Array, bool], tuple[Array, Array | None]]
+    """(call, final, messages, scale, has_counts): posteriors times scale; counts of constant weights, times scale."""
+    best_path: Callable[[MessageCall, Array], tuple[Array, Array]]
+    """(call, final): states (B, T) and scores (B,)."""
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A named implementation; of those that support a call, the highest priority serves `kernel="auto"`."""
 
@@ -62,6 +79,7 @@ class Kernel:
     unsupported: Callable[[MessageCall], str | None]
     """Why it cannot serve the call, or None."""
     messages: Callable[[MessageCall], Messages]
+    fused: Fused | None = None
 
 
 _KERNELS: dict[str, Kernel] = {}

@@ -1,0 +1,391 @@
+"""The kernel "numba": on the CPU, compiled, for torch tensors and NumPy arrays.
+
+It serves `chain_messages`, and fused whole quantities, which read the emissions once a pass and write results only.
+This file lays calls out for the compiled code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ..backend import Array
+from ..edges import Edges
+from ..semiring import EXPECTATION, LOG
+from ..structure import Dense
+from . import compiled, layout, plan, threads
+from .memory import address, contiguous, empty_like, host, is_readable, kind_of, rounded, strides
+from .registry import Fused, Kernel, MessageCall, Messages, register
+
+_TYPES = {"f32": np.float32, "f64": np.float64}
+
+
+class Job:
+    """One call of compiled code: its fields, and what must outlive it."""
+
+    def __init__(self) -> None:
+        self.fields = [0] * layout.NUM_FIELDS
+        self._kept: list[Any] = []
+        self.entry: compiled.Entry | None = None
+        self.num_tasks = 0
+        self._array: Any = None
+
+    def point(self, field: int, x: Array) -> None:
+        """Let `field` be the address of `x`, which is kept."""
+        self._kept.append(x)
+        self.fields[field] = address(x)
+
+    def copy(self) -> Job:
+        found = Job()
+        found.fields = list(self.fields)
+        found._kept = list(self._kept)
+        return found
+
+    def array(self) -> Any:
+        """The fields, for compiled code to read, and to write HAS_TINY."""
+        if self._array is None:
+            self._array = np.array(self.fields, np.int64)
+        return self._array
+
+    def start(self, tasks: plan.Plan) -> None:
+        """Let the job do these tasks."""
+        self.num_tasks = len(tasks.tasks) - 1
+        self.fields[layout.NUM_TASKS] = self.num_tasks
+        self.point(layout.TICKET, np.zeros(1, np.int64))
+        self.point(layout.TASKS, tasks.tasks)
+        self.point(layout.ORDER, tasks.order)
+
+    def scratch(self, size: int, copies: int) -> None:
+        """Room of `size` bytes for each of `copies` threads."""
+        self.fields[layout.SCRATCH_BYTES] = size
+        self.point(layout.SCRATCH, np.empty(size * copies + 64, np.uint8))
+
+
+class Layout:
+    """A call in the terms of compiled code."""
+
+    def __init__(self, call: MessageCall) -> None:
+        self.call = call
+        self.like = call.emission[0]
+        self.batch, self.num_steps, self.num_states = self.like.shape
+        self.io = kind_of(self.like)
+        self.structure = plan.variant_of(call.structure)
+        self.element = plan.element_of(self.io, self.structure, self.num_states)
+        weights = call.weights[0]
+        self.has_tangent = len(weights) == 2
+        self.is_shared = weights[0].shape[0] == 1
+        self.is_constant = weights[0].shape[1] == 1
+        self.can_share = self.is_shared and self.is_constant and not self.has_tangent
+        self.lengths = None if call.lengths is None else host(call.lengths).astype(np.int64, copy=False)
+        self.threads = threads.available()
+        self.job = Job()
+        self._describe()
+
+    def plans(self) -> list[plan.Plan]:
+        return plan.plans(
+            self.structure, self.can_share, self.lengths, self.batch, self.num_steps, self.num_states, self.element
+        )
+
+    def jobs(self, module: str, *variant: Any, is_log: bool = False, reverse: bool = False) -> list[Job]:
+        """Jobs of a kernel, one for each plan, without scratch."""
+        found = []
+        for tasks in self.plans():
+            job = self.job.copy()
+            if reverse:
+                self.turn(job)
+            job.start(tasks)
+            if self.structure == "dense" and self.can_share:
+                self._prepare(job, tasks.lanes, is_log)
+            job.entry = compiled.entry(module, self.element, self.io, tasks.lanes, self.structure, *variant)
+            sizes = plan.sizes(job.fields, tasks.lanes, self.structure, self.element, tasks.largest, self.can_share)
+            if module == "viterbi":
+                row = sizes.rows // layout.CHUNK
+                code_bytes = {"u8": 1, "u16": 2, "i32": 4}[variant[0]]
+                segment = plan.segment_of(self.num_steps, row, code_bytes)
+                job.fields[layout.SEGMENT] = segment
+                size = plan.viterbi_scratch(sizes, self.element, self.num_steps, segment, code_bytes)
+            else:
+                size = plan.messages_scratch(sizes, self.element)
+            job.scratch(size, self.threads)
+            found.append(job)
+        return found
+
+    def execute(self, jobs: Sequence[Job]) -> None:
+        """Run jobs side by side, on as many threads as the work is worth."""
+        tasks = sum(job.num_tasks for job in jobs)
+        amount = plan.work(self.call.structure, self.batch, self.num_steps, self.num_states)
+        count = min(self.threads, tasks) if amount > plan.SERIAL_WORK else 1
+        calls = [(job.entry, address(job.array())) for job in jobs]
+
+        def share(number: int) -> None:
+            for entry, fields in calls:
+                entry(fields, number)  # type: ignore[misc]
+
+        if count == 1:
+            share(0)
+        else:
+            threads.run(share, count)
+
+    def turn(self, job: Job) -> None:
+        """The other direction of travel."""
+        fields = job.fields
+        fields[layout.REVERSE] = 1 - fields[layout.REVERSE]
+        fields[layout.WEIGHTS_FROM], fields[layout.WEIGHTS_TO] = fields[layout.WEIGHTS_TO], fields[layout.WEIGHTS_FROM]
+        if self.structure != "dense":
+            self._describe_edges(job, bool(fields[layout.REVERSE]))
+
+    def _describe(self) -> None:
+        call, job, fields = self.call, self.job, self.job.fields
+        fields[layout.NUM_STEPS], fields[layout.NUM_STATES] = self.num_steps, self.num_states
+        fields[layout.REVERSE], fields[layout.INCLUDE_EMISSION] = int(call.reverse), int(call.include_emission)
+        emission = [_rows(x) for x in call.emission]
+        if len(emission) == 2 and strides(emission[0]) != strides(emission[1]):
+            emission = [contiguous(x) for x in emission]
+        job.point(layout.EMISSION, emission[0])
+        fields[layout.EMISSION_BATCH], fields[layout.EMISSION_STEP], _ = strides(emission[0])
+        start = [contiguous(x) for x in call.initial]
+        job.point(layout.INITIAL, start[0])
+        fields[layout.INITIAL_BATCH] = self.num_states if start[0].shape[0] > 1 else 0
+        if self.has_tangent:
+            job.point(layout.TANGENT, emission[1])
+            job.point(layout.INITIAL_TANGENT, start[1])
+        lengths = self.lengths
+        if lengths is None:
+            lengths = np.empty(self.batch, np.int64)
+            lengths.fill(self.num_steps)
+        job.point(layout.LENGTHS, np.ascontiguousarray(lengths))
+        weights = list(call.weights[0])
+        if self.structure != "dense" or (self.has_tangent and strides(weights[0]) != strides(weights[1])):
+            weights = [w if self.structure != "dense" and _is_line(w) else contiguous(w) for w in weights]
+        by_batch, by_slot, *by_base = strides(weights[0])
+        job.point(layout.WEIGHTS, weights[0])
+        fields[layout.WEIGHTS_BATCH] = 0 if self.is_shared else by_batch
+        fields[layout.WEIGHTS_SLOT] = 0 if self.is_constant else by_slot
+        fields[layout.IS_VARYING] = int(not self.is_constant)
+        if self.has_tangent:
+            job.point(layout.WEIGHTS_TANGENT, weights[1])
+        if self.structure == "dense":
+            fields[layout.WEIGHTS_FROM], fields[layout.WEIGHTS_TO] = by_base[::-1] if call.reverse else by_base
+        else:
+            self._describe_edges(job, call.reverse)
+
+    def _describe_edges(self, job: Job, reverse: bool) -> None:
+        structure: Any = self.call.structure
+        sources, targets = (host(x) for x in structure.tables[:2])
+        into = structure._out if reverse else structure._into
+        if reverse:
+            sources, targets = targets, sources
+        job.fields[layout.NUM_EDGES] = len(sources)
+        tables = (sources, targets, *(host(x) for x in into[:3]))
+        places = (layout.EDGE_SOURCE, layout.EDGE_TARGET, layout.EDGE_ORDER, layout.EDGE_START, layout.EDGE_COUNT)
+        for field, table in zip(places, tables, strict=True):
+            job.point(field, np.ascontiguousarray(table, np.int64))
+        sign = -1 if reverse else 1
+        offsets = np.array(sorted(sign * o for o in structure.offsets), np.int64)
+        job.point(layout.OFFSETS, offsets)
+        job.fields[layout.NUM_OFFSETS] = len(offsets)
+
+    def _prepare(self, job: Job, lanes: bool, is_log: bool) -> None:
+        """The matrix in the layout of the tasks, once for all of them."""
+        size = self.num_states * layout.padded(self.num_states, plan.LANES[self.element])
+        job.point(layout.MATRIX, np.empty(size, _TYPES[self.element]))
+        job.point(layout.TINY, np.empty(self.num_states + 1, np.int64))
+        job.point(layout.SHIFT, np.empty(1))
+        entry = compiled.entry("matrix", self.element, self.io, lanes, is_log)
+        array = np.array(job.fields, np.int64)
+        entry(address(array), 0)
+        job.fields[layout.HAS_TINY] = int(array[layout.HAS_TINY])
+
+
+def _rows(x: Array) -> Array:
+    """`x`, copied unless its last axis is contiguous in memory."""
+    return x if strides(x)[-1] == 1 or x.shape[-1] == 1 else contiguous(x)
+
+
+def _is_line(x: Array) -> bool:
+    return strides(x)[-1] == 1 or x.shape[-1] == 1
+
+
+def chain_messages(call: MessageCall) -> Messages:
+    """`recursion.chain_messages` in the log and the expectation semiring."""
+    made = Layout(call)
+    shape = made.like.shape
+    count = len(call.initial)
+    values = tuple(empty_like(made.like, shape, made.io) for _ in range(0 if call.last_only else count))
+    scales = tuple(empty_like(made.like, shape[:2], made.io) for _ in range(0 if call.last_only else count))
+    total = empty_like(made.like, shape[:1], "f64")
+    last = tuple(empty_like(made.like, (shape[0], shape[2]), made.io) for _ in range(count))
+    if shape[0]:
+        job = made.job
+        places = [(layout.VALUES, layout.SCALES, layout.LAST)]
+        if made.has_tangent:
+            places.append((layout.VALUE_TANGENTS, layout.SCALE_TANGENTS, layout.LAST_TANGENTS))
+        for i, (value, scale, end) in enumerate(places):
+            if not call.last_only:
+                job.point(value, values[i])
+                job.point(scale, scales[i])
+            job.point(end, last[i])
+        job.point(layout.TOTAL, total)
+        made.execute(made.jobs("messages", made.has_tangent))
+    return Messages(values, scales, total, last)
+
+
+def forward(call: MessageCall, final: Array, has_messages: bool) -> tuple[Array, ...]:
+    """Log-likelihoods (B,), and forward messages (B, T, K) where wanted; emissions need not be masked."""
+    made = Layout(call)
+    likelihood = empty_like(made.like, (made.batch,), "f64")
+    messages = empty_like(made.like, made.like.shape, made.io) if has_messages else None
+    if made.batch:
+        _forward(made, final, likelihood, messages)
+    likelihood = rounded(likelihood, made.like)
+    return (likelihood,) if messages is None else (likelihood, messages)
+
+
+def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | None, is_tagged: bool = False) -> None:
+    job = made.job
+    _point_final(job, final)
+    job.point(layout.LOG_LIKELIHOOD, likelihood)
+    job.point(layout.TOTAL, np.empty(made.batch))
+    if messages is not None:
+        job.point(layout.VALUES, messages)
+        job.fields[layout.TAGGED] = int(is_tagged)
+    made.execute(made.jobs("messages", False))
+
+
+def _point_final(job: Job, final: Array) -> None:
+    final = contiguous(final)
+    job.point(layout.FINAL, final)
+    job.fields[layout.FINAL_BATCH] = final.shape[1] if final.shape[0] > 1 else 0
+
+
+def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
+    """Log posteriors (B, T, K), -inf in the padding, and log-likelihoods (B,)."""
+    made = Layout(call)
+    likelihood = empty_like(made.like, (made.batch,), "f64")
+    posteriors = empty_like(made.like, made.like.shape, made.io)
+    if made.batch:
+        _forward(made, final, likelihood, posteriors, is_tagged=True)
+        _backward(made, final, posteriors, posteriors, is_tagged=True)
+    return posteriors, rounded(likelihood, made.like)
+
+
+def _backward(made: Layout, final: Array, messages: Array, values: Array, *, is_tagged: bool) -> None:
+    job = made.job
+    _turn_around(job, final)
+    job.point(layout.MESSAGES, messages)
+    job.point(layout.VALUES, values)
+    job.fields[layout.TAGGED] = int(is_tagged)
+    made.execute(made.jobs("backward", False, reverse=True))
+
+
+def _turn_around(job: Job, final: Array) -> None:
+    """A backward pass starts from the final weights."""
+    final = contiguous(final)
+    job.point(layout.INITIAL, final)
+    job.fields[layout.INITIAL_BATCH] = final.shape[1] if final.shape[0] > 1 else 0
+
+
+def statistics(
+    call: MessageCall, final: Array, messages: Array, scale: Array, has_counts: bool
+) -> tuple[Array, Array | None]:
+    """Posteriors (B, T, K) times scale (B,), 0 in the padding, and expected counts, shaped as the weights, or None."""
+    made = Layout(call)
+    posteriors = empty_like(made.like, made.like.shape, made.io)
+    weights = call.weights[0][0]
+    if not made.batch:
+        return posteriors, _zeros(weights) if has_counts else None
+    job = made.job
+    _turn_around(job, final)
+    job.point(layout.MESSAGES, contiguous(messages))
+    job.point(layout.VALUES, posteriors)
+    job.point(layout.GRADIENT_SCALE, contiguous(scale))
+    counts: Any = None
+    if has_counts and made.num_steps > 1:
+        width = layout.padded(made.num_states, plan.LANES[made.element])
+        size = {
+            "dense": 2 * made.num_states * width,
+            "banded": len(getattr(call.structure, "offsets", ())) * width,
+            "edges": call.weights[0][0].shape[-1],
+        }[made.structure]
+        copies = made.threads if made.is_shared else made.batch
+        counts = np.zeros((copies, size), _TYPES[made.element])
+        job.point(layout.COUNTS, counts)
+        job.fields[layout.COUNTS_SIZE] = size
+        job.fields[layout.IS_COUNTED_APART] = int(not made.is_shared)
+    jobs = made.jobs("backward", True, reverse=True)
+    apart = counts
+    if counts is not None and len(jobs) > 1:  # plans lay counts out in their own ways
+        apart = [np.zeros_like(counts) for _ in jobs]
+        for one, job in zip(apart, jobs, strict=True):
+            job.point(layout.COUNTS, one)
+    made.execute(jobs)
+    if not has_counts:
+        return posteriors, None
+    if counts is None:
+        return posteriors, _zeros(weights)
+    parts = [counts] if len(jobs) == 1 else apart
+    total = sum(_counts(made, one, tasks.lanes) for one, tasks in zip(parts, made.plans(), strict=True))
+    found = empty_like(weights, weights.shape, made.io)
+    host(found)[...] = total[:, None, ...]
+    return posteriors, found
+
+
+def _counts(made: Layout, counts: Any, lanes: bool) -> Any:
+    """Counts (B or 1, *base) from a kernel's layout."""
+    if made.is_shared:
+        counts = counts.sum(0, keepdims=True)
+    num_states = made.num_states
+    width = layout.padded(num_states, plan.LANES[made.element])
+    if made.structure == "dense":
+        square = counts[:, : num_states * width].reshape(-1, num_states, width)[:, :, :num_states]
+        return square if lanes else square.swapaxes(1, 2)
+    if made.structure == "edges":
+        return counts
+    sources, targets = (host(x) for x in made.call.structure.tables[:2])
+    # the backward pass travels from targets to sources, along negative offsets in rising order
+    offsets = np.sort(-np.array(cast(Any, made.call.structure).offsets))
+    return counts.reshape(-1, len(offsets), width)[:, np.searchsorted(offsets, sources - targets), sources]
+
+
+def _zeros(x: Array) -> Array:
+    found = empty_like(x, x.shape, kind_of(x))
+    found[...] = 0.0
+    return found
+
+
+def best_path(call: MessageCall, final: Array) -> tuple[Array, Array]:
+    """The best states (B, T), -1 where there is none, and their scores (B,)."""
+    made, structure = Layout(call), cast(Any, call.structure)
+    states = empty_like(made.like, (made.batch, made.num_steps), "i64")
+    scores = empty_like(made.like, (made.batch,), "f64")
+    if made.batch:
+        ways = made.num_states
+        if made.structure != "dense":
+            ways = len(structure.offsets) or structure.degrees[0]
+        job = made.job
+        _point_final(job, final)
+        job.point(layout.STATES, states)
+        job.point(layout.SCORES, scores)
+        code = "u8" if ways <= 2**8 else "u16" if ways <= 2**16 else "i32"
+        made.execute(made.jobs("viterbi", code, is_log=True))
+    return states, rounded(scores, made.like)
+
+
+def unsupported(call: MessageCall) -> str | None:
+    """Why compiled kernels cannot serve the call."""
+    if call.backend.name not in ("torch", "numpy"):
+        return f"it takes torch tensors on the CPU and NumPy arrays, not arrays of {call.backend.name}"
+    if call.semiring not in (LOG, EXPECTATION):
+        return f"it has no messages in the {call.semiring.name} semiring"
+    if not isinstance(call.structure, Dense | Edges):
+        return "it has no low-rank transitions"
+    if not is_readable(call.emission[0]):
+        return "it takes arrays in the memory of the CPU, in the machine's byte order"
+    if not compiled.is_available():
+        return "Numba is not installed"
+    return None
+
+
+register(Kernel("numba", lambda call: 10, unsupported, chain_messages, Fused(forward, smooth, statistics, best_path)))

@@ -1,0 +1,77 @@
+"""What compiled kernels and their callers agree on: the fields of a call and the sizes of scratch."""
+
+from __future__ import annotations
+
+VECTOR_BYTES = 64
+CHUNK = 16
+"""Steps whose emissions are brought into vectors together."""
+FRONT = 4
+"""Sequences that share one reading of a transition matrix where vectors run along the states."""
+
+# The fields of a call, an array of int64 whose pointers are addresses; a stride counts elements
+(
+    TICKET,  # int64*, the next task, shared by the threads
+    NUM_TASKS,
+    TASKS,  # int64*, first place in `order` of each task, and one past the last
+    ORDER,  # int64*, sequences
+    LENGTHS,  # int64*
+    NUM_STEPS,
+    NUM_STATES,
+    REVERSE,
+    INCLUDE_EMISSION,
+    TAGGED,  # whether messages are kept for `numba_backward`, linear where they can be
+    SCRATCH,
+    SCRATCH_BYTES,  # of each thread
+    EMISSION,
+    EMISSION_BATCH,  # strides count elements
+    EMISSION_STEP,
+    TANGENT,  # of the emissions; strides as the emissions'
+    INITIAL,
+    INITIAL_BATCH,
+    INITIAL_TANGENT,
+    FINAL,
+    FINAL_BATCH,
+    WEIGHTS,
+    WEIGHTS_BATCH,
+    WEIGHTS_SLOT,
+    WEIGHTS_FROM,
+    WEIGHTS_TO,
+    WEIGHTS_TANGENT,
+    IS_VARYING,
+    MATRIX,  # F*, linear weights in the kernel's own layout
+    MATRIX_TANGENT,
+    TINY,  # int64*, destinations whose sums need the log weights
+    HAS_TINY,
+    SHIFT,  # float64*, log scale taken out of the matrix
+    NUM_EDGES,
+    EDGE_ORDER,  # int64*, edges by target
+    EDGE_START,
+    EDGE_COUNT,
+    EDGE_SOURCE,  # int64*, of each edge
+    EDGE_TARGET,
+    OFFSETS,  # int64*, of the bands
+    NUM_OFFSETS,
+    VALUES,  # outputs; null where not wanted
+    VALUE_TANGENTS,
+    SCALES,
+    SCALE_TANGENTS,
+    TOTAL,
+    LAST,
+    LAST_TANGENTS,
+    LOG_LIKELIHOOD,
+    MESSAGES,  # forward messages, for what goes back along them
+    COTANGENT,
+    GRADIENT_SCALE,
+    COUNTS,  # F*, one array a thread, or a sequence
+    COUNTS_SIZE,  # elements of each
+    IS_COUNTED_APART,  # whether a sequence
+    STATES,
+    SCORES,  # float64*
+    SEGMENT,  # steps whose back-pointers are kept at once
+) = range(58)
+NUM_FIELDS = 58
+
+
+def padded(count: int, lanes: int) -> int:
+    """`count` rounded up to whole vectors."""
+    return (count + lanes - 1) // lanes * lanes

@@ -1,0 +1,331 @@
+"""Compiled CPU kernels in the life around them: threads, forks, workers, caches, memory, counts of passes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import hmm_functional as hf
+from hmm_functional.kernels import compiled, cpu, plan, threads
+from tests.test_operation_counts import Launches
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def model(batch=4, num_steps=300, num_states=6, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(batch + num_steps + num_states)
+    shapes = ((num_states,), (num_states, num_states), (batch, num_steps, num_states))
+    return [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
+
+
+def run(code, **environment):
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads, whatever the tests' own number, and a low bar for using them."""
+    before, bar = torch.get_num_threads(), plan.SERIAL_WORK
+    torch.set_num_threads(2)
+    plan.SERIAL_WORK = 0
+    yield
+    torch.set_num_threads(before)
+    plan.SERIAL_WORK = bar
+
+
+def results(arrays):
+    smoothed = hf.forward_backward(*arrays, kernel="numba")
+    return (smoothed.log_posteriors, smoothed.log_likelihood, hf.viterbi(*arrays).states)
+
+
+def assert_same(one, other):
+    for x, y in zip(one, other, strict=True):
+        assert torch.equal(x, y)
+
+
+# Threads and processes
+
+
+def test_two_threads_give_what_one_gives(two_threads):
+    arrays = model(batch=40)
+    several = results(arrays)
+    torch.set_num_threads(1)
+    assert_same(several, results(arrays))
+
+
+def test_threads_of_the_user_may_call_at_once(two_threads):
+    cases = [model(batch=3 + i, num_steps=50 + 30 * i) for i in range(6)]
+    expected = [results(arrays) for arrays in cases]
+    found = [None] * len(cases)
+
+    def work(i):
+        for _ in range(5):
+            found[i] = results(cases[i])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+def test_the_number_of_threads_is_torch_s(two_threads, monkeypatch):
+    seen = []
+    original = threads.run
+    monkeypatch.setattr(threads, "run", lambda job, count: (seen.append(count), original(job, count)))
+    hf.log_likelihood(*model())
+    torch.set_num_threads(1)
+    hf.log_likelihood(*model())
+    assert seen == [2]
+
+
+def test_an_error_in_a_helper_reaches_the_caller():
+    def job(number):
+        if number == 0:
+            raise ValueError("helper")
+
+    with pytest.raises(ValueError, match="helper"):
+        threads.run(job, 2)
+    threads.run(lambda number: None, 2)  # and the helper still serves
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_starts_its_own_helpers():
+    run(
+        """
+        import os, warnings, torch, hmm_functional as hf
+        from hmm_functional.kernels import plan, threads
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(2)
+        plan.SERIAL_WORK = 0
+        arrays = (torch.zeros(3), torch.zeros(3, 3), torch.randn(8, 50, 3))
+        expected = hf.log_likelihood(*arrays)
+        assert threads._idle, "no helper was started"
+        child = os.fork()
+        if child == 0:
+            same = torch.equal(hf.log_likelihood(*arrays), expected)
+            os._exit(0 if same and len(threads._idle) == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        """
+    )
+
+
+class Likelihoods(torch.utils.data.Dataset):
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def __len__(self):
+        return len(self.arrays[2])
+
+    def __getitem__(self, i):
+        before = len(threads._idle)
+        value = hf.log_likelihood(*self.arrays[:2], self.arrays[2][i])
+        return value, torch.get_num_threads(), len(threads._idle) - before
+
+
+def test_the_workers_of_a_data_loader_use_one_thread_each():
+    """In a process of its own: JAX, where it is loaded, warns of every fork."""
+    run(
+        """
+        import torch, hmm_functional as hf
+        from hmm_functional.kernels import plan
+        from tests.test_kernels_cpu import Likelihoods, model
+        torch.set_num_threads(2)
+        plan.SERIAL_WORK = 0
+        arrays = model(batch=6)
+        expected = hf.log_likelihood(*arrays)
+        loader = torch.utils.data.DataLoader(Likelihoods(arrays), batch_size=3, num_workers=2)
+        values, count, started = (torch.cat(parts) for parts in zip(*loader))
+        torch.testing.assert_close(values, expected, rtol=1e-12, atol=0)
+        assert count.tolist() == [1] * 6
+        assert started.tolist() == [0] * 6
+        """
+    )
+
+
+# Code on disk
+
+CALL = """
+import torch, hmm_functional as hf
+print(hf.log_likelihood(*(torch.zeros(s) for s in ((2,), (2, 2), (9, 2)))).item())
+"""
+
+
+def test_code_is_compiled_once_and_loaded_without_numba(tmp_path):
+    cold = run(CALL, HMM_FUNCTIONAL_CACHE_DIR=str(tmp_path))
+    assert cold.stderr.count("compiling CPU kernels") == 1
+    assert list(tmp_path.glob("*.o"))
+    warm = run(CALL + "import sys; assert 'numba' not in sys.modules", HMM_FUNCTIONAL_CACHE_DIR=str(tmp_path))
+    assert (warm.stdout, warm.stderr) == (cold.stdout, "")
+    for path in tmp_path.glob("*.o"):  # a damaged file is compiled again
+        path.write_bytes(path.read_bytes()[:-100])
+    mended = run(CALL, HMM_FUNCTIONAL_CACHE_DIR=str(tmp_path))
+    assert mended.stdout == cold.stdout
+    assert mended.stderr.count("compiling CPU kernels") == 1
+
+
+@pytest.mark.parametrize("directory", ["", "/proc/nowhere"])
+def test_without_a_directory_to_write_it_works(directory):
+    assert run(CALL, HMM_FUNCTIONAL_CACHE_DIR=directory).stdout
+
+
+def test_the_announcement_is_made_once(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(compiled, "_has_announced", False)
+    with caplog.at_level(logging.WARNING, "hmm_functional"):
+        compiled._announce(tmp_path)
+        compiled._announce(tmp_path)
+    assert len(caplog.records) == 1
+
+
+def test_code_asks_nothing_unknown_of_the_process():
+    with pytest.raises(RuntimeError, match="PyNothing"):
+        compiled._machine_code("declare void @PyNothing()\ndefine void @f() {\n call void @PyNothing()\n ret void\n}\n")
+
+
+# Arrays as they lie
+
+
+@pytest.mark.parametrize("name", ["log_likelihood", "forward_backward", "viterbi"])
+@pytest.mark.parametrize("kind", ["transposed", "every_other", "expanded", "flipped"])
+def test_any_stride_is_handled(name, kind):
+    initial, transition, emission = (x.numpy() for x in model(batch=20, num_steps=33, num_states=5))
+    function = getattr(hf, name)
+    if kind == "transposed":
+        emission = np.asfortranarray(emission)
+        transition = np.asfortranarray(transition)
+    elif kind == "every_other":
+        emission = np.repeat(emission, 2, axis=-1)[..., ::2]
+        transition = np.repeat(transition, 3, axis=0)[::3]
+        initial = np.repeat(initial, 2)[::2]
+    elif kind == "expanded":
+        emission = np.broadcast_to(emission[:1], emission.shape)
+    else:
+        emission = emission[:, ::-1, ::-1]
+        transition = transition[::-1, ::-1]
+    found = function(initial, transition, emission)
+    expected = function(*(np.ascontiguousarray(x) for x in (initial, transition, emission)))
+    for x, y in zip(
+        found if isinstance(found, tuple) else (found,),
+        expected if isinstance(expected, tuple) else (expected,),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_other_byte_orders_are_read_right():
+    arrays = [x.numpy() for x in model(batch=2, num_steps=9)]
+    found = hf.log_likelihood(*(x.astype(x.dtype.newbyteorder()) for x in arrays))
+    np.testing.assert_array_equal(found, hf.log_likelihood(*arrays))
+
+
+# Counts that say where time goes
+
+
+def test_passes_are_not_repeated(monkeypatch):
+    """Each quantity's kernels, by their modules: one pass forward, and one back where it is needed."""
+    seen = []
+    original = compiled.entry
+    monkeypatch.setattr(compiled, "entry", lambda *key: (seen.append(key[0]), original(*key))[1])
+
+    def passes(function):
+        seen.clear()
+        function()
+        return [name for name in seen if name != "matrix"]
+
+    arrays = model()
+    assert passes(lambda: hf.log_likelihood(*arrays)) == ["messages"]
+    assert passes(lambda: hf.forward(*arrays)) == ["messages"]
+    assert passes(lambda: hf.forward_backward(*arrays)) == ["messages", "backward"]
+    assert passes(lambda: hf.viterbi(*arrays)) == ["viterbi"]
+    for array in arrays:
+        array.requires_grad_()
+    likelihood = []
+    assert passes(lambda: likelihood.append(hf.log_likelihood(*arrays).sum())) == ["messages"]
+    assert passes(lambda: likelihood[0].backward()) == ["backward"]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("log_likelihood", 40), ("forward", 50), ("forward_backward", 45), ("viterbi", 45)]
+)
+def test_few_operations_are_launched_however_long_the_sequence(name, most):
+    counts = []
+    for num_steps in (100, 1000):
+        with Launches() as counted:
+            getattr(hf, name)(*model(num_steps=num_steps))
+        counts.append(counted.count)
+    assert counts[0] == counts[1] <= most
+
+
+def test_a_training_step_takes_four_times_the_emissions():
+    ran = run(
+        """
+        import resource, torch, hmm_functional as hf
+        torch.set_num_threads(2)
+        def step(num_steps):
+            arrays = [torch.randn(s, requires_grad=True) for s in ((64,), (64, 64), (32, num_steps, 64))]
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            hf.log_likelihood(*arrays).sum().backward()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, arrays[2].nbytes
+        step(50)
+        grown, size = step(8000)
+        print(grown / size)
+        """
+    )
+    # besides the emissions themselves: messages, and the gradient
+    assert float(ran.stdout) < 3.0
+
+
+def test_back_pointers_in_segments_find_the_same_path(monkeypatch):
+    arrays = model(batch=20, num_steps=1000, num_states=4)
+    whole = hf.viterbi(*arrays)
+    monkeypatch.setattr(plan, "MOST_LANE_SCRATCH", 0)
+    assert plan.segment_of(1000, 32, 1) < 200
+    pieces = hf.viterbi(*arrays)
+    assert torch.equal(whole.states, pieces.states)
+    assert torch.equal(whole.log_joint, pieces.log_joint)
+
+
+def test_states_beyond_a_byte_have_wider_back_pointers():
+    num_states = 300
+    emission = np.full((1, 4, num_states), -50.0)
+    path = [299, 0, 257, 298]
+    emission[0, range(4), path] = 0.0
+    found = hf.viterbi(np.zeros(num_states), np.zeros((num_states, num_states)), emission)
+    assert found.states.tolist() == [path]
+
+
+def test_a_long_sequence_among_short_ones_goes_alone():
+    lengths = np.array([5, 9000, *[7] * 40])
+    found = plan.plans("dense", True, lengths, len(lengths), 9000, 3, "f64")
+    assert [tasks.lanes for tasks in found] == [False, True]
+    assert found[0].order.tolist() == [1]
+    assert sorted([*found[0].order, *found[1].order]) == list(range(42))
+
+
+def test_a_kernel_named_for_what_it_lacks_says_so():
+    initial, _, emission = model(batch=1, num_steps=5, num_states=3)
+    with pytest.raises(ValueError, match="low-rank"):
+        hf.log_likelihood(initial, hf.LowRank(torch.zeros(3, 2), torch.zeros(2, 3)), emission, kernel="numba")
+    with pytest.raises(ValueError, match="k-max"):
+        hf.viterbi_k_best(initial, torch.zeros(3, 3), emission, k=2, kernel="numba")
+    assert cpu.unsupported is not None
