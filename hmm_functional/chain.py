@@ -45,7 +45,8 @@ class Chain:
 
     def unflatten(self, x: Array) -> Array:
         """(B, ...) to (*batch_shape, ...)."""
-        return self.backend.xp.reshape(x, (*self.batch_shape, *x.shape[1:]))
+        shape = (*self.batch_shape, *x.shape[1:])
+        return x if tuple(x.shape) == shape else self.backend.xp.reshape(x, shape)
 
     def is_valid(self) -> Array:
         """(B, T): which steps lie within the lengths."""
@@ -102,7 +103,8 @@ def chain_of(
         log_final = backend.full((num_states,), 0.0, like=log_emission)
     structure, weights = _transition(backend, log_transition, num_states, num_steps)
 
-    dtype = xp.result_type(*(x.dtype for x in (log_initial, *weights, log_emission, log_final)))
+    dtypes = {x.dtype for x in (log_initial, *weights, log_emission, log_final)}
+    dtype = dtypes.pop() if len(dtypes) == 1 else xp.result_type(*dtypes)
     if xp.finfo(dtype).bits < 32:
         dtype = xp.float32
     batches = {
@@ -122,10 +124,13 @@ def chain_of(
     size = prod(batch_shape)
 
     def flat(x: Array, rank: int, *, shared: bool = True) -> Array:
-        base = x.shape[x.ndim - rank :]
-        x = xp.astype(x, dtype, copy=False)
+        base = tuple(x.shape[x.ndim - rank :])
+        if x.dtype != dtype:
+            x = xp.astype(x, dtype)
         if shared and prod(x.shape[: x.ndim - rank]) == 1:
-            return xp.reshape(x, (1, *base))
+            return x[None, ...] if x.ndim == rank else xp.reshape(x, (1, *base))
+        if tuple(x.shape) == (size, *base):
+            return x
         return xp.reshape(xp.broadcast_to(x, (*batch_shape, *base)), (size, *base))
 
     if lengths is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ._check import need_count
 from ._types import Forward
-from .arrays import chain_arrays
+from .arrays import chain_arrays, fused
 from .backend import Array
 from .chain import Chain, chain_of
 from .gradient import BACKWARD, FORWARD
@@ -148,6 +148,8 @@ def forecast(
 
 def forward_pass(chain: Chain, kernel: str, *, has_messages: bool = False) -> tuple[Array, ...]:
     """(log_likelihood (B,), messages (B, T, K)), or the first alone."""
+    if (whole := fused(chain, kernel)) is not None:
+        return whole[0].forward(whole[1], chain.final, has_messages)
     arrays = chain_arrays(chain, kernel)
     spec = replace(
         arrays.spec,

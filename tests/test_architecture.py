@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),
 )
 # Stricter than their layer; each imports these, and itself.
-ONLY = {"emissions": ("numerics", "backend", "_check", "_types")}
+ONLY = {"emissions": ("numerics", "backend", "_check", "_types", "kernels.gaussians")}
 ARRAY_LIBRARIES = {"torch", "jax", "jaxlib", "triton", "array_api_compat.torch"}
 ARRAY_LIBRARIES_IN = ("backend", "kernels")
 OPTIONAL = {"jax", "jaxlib", "matplotlib", "librosa", "soundfile", "tqdm"}

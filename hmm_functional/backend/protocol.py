@@ -58,6 +58,9 @@ class Backend(Protocol):
     def remat(self, function: Callable[..., Array], *arrays: Array) -> Array:
         """function(*arrays), computed again where its gradient is wanted rather than kept."""
 
+    def shortcut(self, fast: Callable[..., Array], function: Callable[..., Array], *arrays: Array) -> Array:
+        """function(*arrays) and its derivatives, where `fast` gives the same value and cannot be differentiated."""
+
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         """The solution y of lower @ y = right, batched, for lower triangular matrices."""
 

@@ -68,6 +68,13 @@ class TorchBackend:
             return function(*arrays)
         return torch.utils.checkpoint.checkpoint(function, *arrays, use_reentrant=False)
 
+    def shortcut(self, fast: Callable[..., Array], function: Callable[..., Array], *arrays: Array) -> Array:
+        if self.is_traced(*arrays) or _forward_mode_is_on():
+            return function(*arrays)
+        if not _needs_derivative(arrays):
+            return fast(*arrays)
+        return _Shortcut.apply(fast, function, *arrays)  # type: ignore[no-untyped-call]
+
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         return torch.linalg.solve_triangular(lower, right, upper=False)
 
@@ -140,6 +147,29 @@ def _needs_derivative(arrays: Sequence[Tensor]) -> bool:
 
 def _forward_mode_is_on() -> bool:
     return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+class _Shortcut(torch.autograd.Function):
+    """The value of one function with the derivatives of another, which is run again when they are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, fast: Callable[..., Tensor], function: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*arrays)
+        return fast(*arrays)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        again = torch.is_grad_enabled()  # the gradient is to be differentiated, through the saved arrays themselves
+        needed = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            arrays = [
+                x if again else x.detach().requires_grad_(need)
+                for x, need in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            wanted = [x for x, need in zip(arrays, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(ctx.function(*arrays), wanted, cotangent, create_graph=again))
+        return None, None, *(next(found) if need else None for need in needed)
 
 
 @torch.library.custom_op("hmm_functional::call", mutates_args=())

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._check import need_floating, need_shape
 from ..backend import Array, Backend, backend_of
+from ..kernels.gaussians import can_read, mixture_log_prob
 
 WORKSPACE = 2**23
 """Elements of scratch one block of frames may use."""
@@ -41,12 +42,12 @@ def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, 
     Raises:
         TypeError: not floating-point arrays of one library. ValueError: shapes, or an unknown covariance_type.
 
-    Cost: one matrix product, O(B T K D), for all but "full", O(B T K D^2) by triangular solves in blocks of frames;
-    no (B, T, K, D) array beyond a workspace of 2^23 elements. The products centre observations and means on the mean
-    of the means, c; their rounding error is below eps times the sum over features of (|x - c| + |mean - c|)^2 over
-    the variance, which an offset of the data does not enter: in float32, D = 80, offset 1000, 6e-5 nats of 300.
-    Where that bound exceeds 0.01 nats, as for states far apart, eager calls on the CPU sum squared differences
-    instead; on a GPU and under a tracer, which read no values, use float64 for such models.
+    Cost: O(B T K D), O(B T K D^2) for "full"; no (B, T, K, D) array beyond a workspace of 2^23 elements. Eager calls
+    on the CPU sum squared differences of diagonal covariances in compiled code, where nothing cancels. Elsewhere, and
+    for "tied", it is one matrix product of observations and means centred on the mean of the means, c; its rounding
+    error is below eps times the sum over features of (|x - c| + |mean - c|)^2 over the variance, which an offset of
+    the data does not enter: in float32, D = 80, offset 1000, 6e-5 nats of 300. On a GPU and under a tracer, which
+    read no values, use float64 for states far apart. Gradients are those of the matrix product.
 
     Example:
         >>> import torch, hmm_functional as hf
@@ -59,8 +60,17 @@ def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, 
         raise ValueError(f"means: expected shape (K, D), got {tuple(means.shape)}")
     observations, (means, covariances) = common(backend, observations, means=means, covariances=covariances)
     need_covariances(covariances.shape, covariance_type, means.shape[0], None, means.shape[1])
-    density = Density(backend, observations, means, covariances, covariance_type)
-    return over_frames(backend, observations, density.cost, density.log_prob, *density.parameters)
+
+    def exact(observations: Array, means: Array, covariances: Array) -> Array:
+        density = Density(backend, observations, means, covariances, covariance_type)
+        return over_frames(backend, observations, density.cost, density.log_prob, *density.parameters)
+
+    def fast(observations: Array, means: Array, covariances: Array) -> Array:
+        return compiled_log_prob(backend, observations, None, means[:, None, :], covariances, covariance_type)
+
+    if not can_compile(backend, covariance_type, observations, means, covariances):
+        return exact(observations, means, covariances)
+    return backend.shortcut(fast, exact, observations, means, covariances)
 
 
 class Density:
@@ -141,6 +151,31 @@ class Density:
         scaled = (reach + xp.abs(means - centre)) / spread
         bound = float(xp.finfo(means.dtype).eps) * xp.sum(scaled * scaled, axis=-1)
         return not bool(xp.max(bound) < LARGEST_LOSS)
+
+
+def can_compile(backend: Backend, covariance_type: str, *arrays: Array) -> bool:
+    """Whether compiled code gives the values: for diagonal covariances of arrays it can read."""
+    return covariance_type not in ("full", "tied") and can_read(backend, *arrays)
+
+
+def compiled_log_prob(
+    backend: Backend,
+    observations: Array,
+    log_weights: Array | None,
+    means: Array,
+    covariances: Array,
+    covariance_type: str,
+) -> Array:
+    """(..., T, K) by compiled code, for diagonal covariances and means (K, M, D)."""
+    xp, shape = backend.xp, means.shape
+    if covariance_type == "spherical":
+        covariances = xp.reshape(covariances, (*shape[:2], 1))
+    elif covariance_type == "diag":
+        covariances = xp.reshape(covariances, shape)
+    variances = xp.broadcast_to(covariances, shape)
+    frames = xp.reshape(observations, (-1, shape[-1]))
+    found = mixture_log_prob(frames, log_weights, means, variances)
+    return xp.reshape(found, (*observations.shape[:-1], shape[0]))
 
 
 def over_frames(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .._check import need_shape
 from ..backend import Array, backend_of
 from ..numerics import logsumexp
-from .gaussian import Density, common, need_covariances, over_frames
+from .gaussian import Density, can_compile, common, compiled_log_prob, need_covariances, over_frames
 
 
 def gmm_log_likelihood(
@@ -48,12 +48,22 @@ def gmm_log_likelihood(
     if log_weights.ndim != 2:
         raise ValueError(f"log_weights: expected shape (K, M), got {tuple(log_weights.shape)}")
     need_covariances(covariances.shape, covariance_type, num_states, num_mixtures, dim)
-    if not covariance_type.startswith("tied"):
-        covariances = xp.reshape(covariances, (num_states * num_mixtures, *covariances.shape[2:]))
-    density = Density(backend, observations, xp.reshape(means, (-1, dim)), covariances, covariance_type)
 
-    def mixed(frames: Array, log_weights: Array, *parameters: Array) -> Array:
-        scores = density.log_prob(frames, *parameters)
-        return logsumexp(backend, xp.reshape(scores, (-1, num_states, num_mixtures)) + log_weights)
+    def exact(observations: Array, log_weights: Array, means: Array, covariances: Array) -> Array:
+        if not covariance_type.startswith("tied"):
+            covariances = xp.reshape(covariances, (num_states * num_mixtures, *covariances.shape[2:]))
+        density = Density(backend, observations, xp.reshape(means, (-1, dim)), covariances, covariance_type)
 
-    return over_frames(backend, observations, density.cost, mixed, log_weights, *density.parameters)
+        def mixed(frames: Array, log_weights: Array, *parameters: Array) -> Array:
+            scores = density.log_prob(frames, *parameters)
+            return logsumexp(backend, xp.reshape(scores, (-1, num_states, num_mixtures)) + log_weights)
+
+        return over_frames(backend, observations, density.cost, mixed, log_weights, *density.parameters)
+
+    def fast(observations: Array, log_weights: Array, means: Array, covariances: Array) -> Array:
+        return compiled_log_prob(backend, observations, log_weights, means, covariances, covariance_type)
+
+    arrays = (observations, log_weights, means, covariances)
+    if not can_compile(backend, covariance_type, *arrays):
+        return exact(*arrays)
+    return backend.shortcut(fast, exact, *arrays)

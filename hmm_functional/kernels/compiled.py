@@ -17,6 +17,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
@@ -41,6 +42,7 @@ _kept: list[Any] = []
 _has_announced = False
 
 
+@cache
 def is_available() -> bool:
     """Whether kernels can be compiled here."""
     return find_spec("numba") is not None

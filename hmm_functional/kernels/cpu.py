@@ -16,51 +16,11 @@ from ..edges import Edges
 from ..semiring import EXPECTATION, LOG
 from ..structure import Dense
 from . import compiled, layout, plan, threads
+from .job import Job, execute
 from .memory import address, contiguous, empty_like, host, is_readable, kind_of, rounded, strides
 from .registry import Fused, Kernel, MessageCall, Messages, register
 
 _TYPES = {"f32": np.float32, "f64": np.float64}
-
-
-class Job:
-    """One call of compiled code: its fields, and what must outlive it."""
-
-    def __init__(self) -> None:
-        self.fields = [0] * layout.NUM_FIELDS
-        self._kept: list[Any] = []
-        self.entry: compiled.Entry | None = None
-        self.num_tasks = 0
-        self._array: Any = None
-
-    def point(self, field: int, x: Array) -> None:
-        """Let `field` be the address of `x`, which is kept."""
-        self._kept.append(x)
-        self.fields[field] = address(x)
-
-    def copy(self) -> Job:
-        found = Job()
-        found.fields = list(self.fields)
-        found._kept = list(self._kept)
-        return found
-
-    def array(self) -> Any:
-        """The fields, for compiled code to read, and to write HAS_TINY."""
-        if self._array is None:
-            self._array = np.array(self.fields, np.int64)
-        return self._array
-
-    def start(self, tasks: plan.Plan) -> None:
-        """Let the job do these tasks."""
-        self.num_tasks = len(tasks.tasks) - 1
-        self.fields[layout.NUM_TASKS] = self.num_tasks
-        self.point(layout.TICKET, np.zeros(1, np.int64))
-        self.point(layout.TASKS, tasks.tasks)
-        self.point(layout.ORDER, tasks.order)
-
-    def scratch(self, size: int, copies: int) -> None:
-        """Room of `size` bytes for each of `copies` threads."""
-        self.fields[layout.SCRATCH_BYTES] = size
-        self.point(layout.SCRATCH, np.empty(size * copies + 64, np.uint8))
 
 
 class Layout:
@@ -73,8 +33,11 @@ class Layout:
         self.io = kind_of(self.like)
         self.structure = plan.variant_of(call.structure)
         self.element = plan.element_of(self.io, self.structure, self.num_states)
+        self.has_tangent = len(call.emission) == 2
         weights = call.weights[0]
-        self.has_tangent = len(weights) == 2
+        if self.has_tangent:
+            weights = tuple(call.backend.xp.broadcast_arrays(*weights))
+        self.weights = weights
         self.is_shared = weights[0].shape[0] == 1
         self.is_constant = weights[0].shape[1] == 1
         self.can_share = self.is_shared and self.is_constant and not self.has_tangent
@@ -96,10 +59,12 @@ class Layout:
             if reverse:
                 self.turn(job)
             job.start(tasks)
-            if self.structure == "dense" and self.can_share:
+            # one task prepares its weights by itself, except where they lie by sums into states
+            is_prepared = self.can_share and (tasks.lanes or job.num_tasks > 1 or module == "backward")
+            if self.structure == "dense" and is_prepared:
                 self._prepare(job, tasks.lanes, is_log)
             job.entry = compiled.entry(module, self.element, self.io, tasks.lanes, self.structure, *variant)
-            sizes = plan.sizes(job.fields, tasks.lanes, self.structure, self.element, tasks.largest, self.can_share)
+            sizes = plan.sizes(job.fields, tasks.lanes, self.structure, self.element, tasks.largest, is_prepared)
             if module == "viterbi":
                 row = sizes.rows // layout.CHUNK
                 code_bytes = {"u8": 1, "u16": 2, "i32": 4}[variant[0]]
@@ -114,19 +79,8 @@ class Layout:
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Run jobs side by side, on as many threads as the work is worth."""
-        tasks = sum(job.num_tasks for job in jobs)
         amount = plan.work(self.call.structure, self.batch, self.num_steps, self.num_states)
-        count = min(self.threads, tasks) if amount > plan.SERIAL_WORK else 1
-        calls = [(job.entry, address(job.array())) for job in jobs]
-
-        def share(number: int) -> None:
-            for entry, fields in calls:
-                entry(fields, number)  # type: ignore[misc]
-
-        if count == 1:
-            share(0)
-        else:
-            threads.run(share, count)
+        execute(jobs, self.threads if amount > plan.SERIAL_WORK else 1)
 
     def turn(self, job: Job) -> None:
         """The other direction of travel."""
@@ -140,7 +94,8 @@ class Layout:
         call, job, fields = self.call, self.job, self.job.fields
         fields[layout.NUM_STEPS], fields[layout.NUM_STATES] = self.num_steps, self.num_states
         fields[layout.REVERSE], fields[layout.INCLUDE_EMISSION] = int(call.reverse), int(call.include_emission)
-        emission = [_rows(x) for x in call.emission]
+        together = call.backend.xp.broadcast_arrays
+        emission = [_rows(x) for x in (together(*call.emission) if self.has_tangent else call.emission)]
         if len(emission) == 2 and strides(emission[0]) != strides(emission[1]):
             emission = [contiguous(x) for x in emission]
         job.point(layout.EMISSION, emission[0])
@@ -156,9 +111,11 @@ class Layout:
             lengths = np.empty(self.batch, np.int64)
             lengths.fill(self.num_steps)
         job.point(layout.LENGTHS, np.ascontiguousarray(lengths))
-        weights = list(call.weights[0])
-        if self.structure != "dense" or (self.has_tangent and strides(weights[0]) != strides(weights[1])):
-            weights = [w if self.structure != "dense" and _is_line(w) else contiguous(w) for w in weights]
+        weights = list(self.weights)
+        if self.has_tangent and strides(weights[0]) != strides(weights[1]):
+            weights = [contiguous(w) for w in weights]
+        elif self.structure != "dense":
+            weights = [_rows(w) for w in weights]
         by_batch, by_slot, *by_base = strides(weights[0])
         job.point(layout.WEIGHTS, weights[0])
         fields[layout.WEIGHTS_BATCH] = 0 if self.is_shared else by_batch
@@ -202,10 +159,6 @@ class Layout:
 def _rows(x: Array) -> Array:
     """`x`, copied unless its last axis is contiguous in memory."""
     return x if strides(x)[-1] == 1 or x.shape[-1] == 1 else contiguous(x)
-
-
-def _is_line(x: Array) -> bool:
-    return strides(x)[-1] == 1 or x.shape[-1] == 1
 
 
 def chain_messages(call: MessageCall) -> Messages:

@@ -68,8 +68,15 @@ FRONT = 4
     STATES,
     SCORES,  # float64*
     SEGMENT,  # steps whose back-pointers are kept at once
-) = range(58)
-NUM_FIELDS = 58
+    FRAMES,  # of the mixtures' kernel
+    NUM_FRAMES,
+    NUM_FEATURES,
+    NUM_MIXTURES,
+    MEANS,  # (K M, D)
+    INVERSE_SPREADS,  # (K M, D), one over the standard deviation
+    CONSTANTS,  # (K M,), all of a score but the squares
+) = range(65)
+NUM_FIELDS = 65
 
 
 def padded(count: int, lanes: int) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array
+
+LARGE = 2**19
+"""Elements from which the first touch of fresh memory costs more than what is written there."""
 
 _NAMES = {"f32": "float32", "f64": "float64", "i64": "int64"}
 
@@ -45,6 +49,8 @@ def empty_like(x: Array, shape: tuple[int, ...], kind: str) -> Array:
     if isinstance(x, np.ndarray):
         return np.empty(shape, _NAMES[kind])
     torch = sys.modules["torch"]
+    if prod(shape) >= LARGE:  # NumPy asks for huge pages, of which fewer have to be mapped
+        return torch.from_numpy(np.empty(shape, _NAMES[kind]))
     return torch.empty(shape, dtype=getattr(torch, _NAMES[kind]))
 
 

@@ -8,7 +8,6 @@ disagree so much that linear weights could have lost what matters, a step's pair
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from numba import types
@@ -50,8 +49,6 @@ from .layout import (
     VALUES,
     WEIGHTS,
     WEIGHTS_BATCH,
-    WEIGHTS_FROM,
-    WEIGHTS_TO,
 )
 from .numba_chain import chain_parts, doubles, integers
 from .numba_math import jit
@@ -69,7 +66,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
     geometry, load_rows, store_rows = parts.geometry, parts.load_rows, parts.store_rows
     split_emissions, load_state = parts.split_emissions, parts.load_state
     prepare_slot, contract, is_kept, untag = parts.prepare_slot, parts.contract, parts.is_kept, parts.untag
-    reduce_max, reduce_sum, ios = parts.reduce_max, parts.reduce_sum, parts.ios
+    reduce_max, reduce_sum, ios, exact = parts.reduce_max, parts.reduce_sum, parts.ios, parts.exact
     advance = parts.advance
     is_dense, is_banded = structure == "dense", structure == "banded"
     bytes_of = 8 if element == types.float64 else 4
@@ -148,37 +145,20 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
 
     @jit
     def add_pairs_exactly(
-        a: Any,
-        b: Any,
-        shift: Any,
-        i0: Any,
-        stride: Any,
-        l: Any,
-        fm: Any,
-        fn: Any,
-        line: Any,
-        m: Any,
-        n: Any,
-        high: Any,
-        factor: Any,
-        C: Any,
-        width: Any,
+        a: Any, b: Any, shift: Any, m: Any, n: Any, base: Any, stride: Any, posterior: Any, line: Any, temp: Any, C: Any
     ) -> None:
-        """Pairs of one step of one sequence, divided by the linear weights C will be multiplied by."""
+        """Pairs of one step of one sequence, each the earlier state's posterior times its share of the ways on."""
         K = a[NUM_STATES]
+        width = (K + W - 1) // W * W
         source = ios(a[WEIGHTS] + (b * a[WEIGHTS_BATCH]) * io_bytes)
-        for j in range(K):  # of the later step
-            mj, nj = m[i0 + j * stride], n[i0 + j * stride]
-            if mj == f(0.0):
+        for i in range(K):
+            weight = posterior[line + i * stride]
+            if weight == f(0.0):
                 continue
-            for i in range(K):
-                mi, ni = fm[line + i * stride + l], fn[line + i * stride + l]
-                x = float(source[j * a[WEIGHTS_FROM] + i * a[WEIGHTS_TO]]) - shift
-                if mi > f(0.0) and x > -infinity:
-                    bits = float(ni) + float(nj) - float(high)
-                    value = float(mi) * float(mj) * float(factor) * math.exp(x + bits * 0.6931471805599453)
-                    place = i * width + j if lanes else j * width + i
-                    C[K * width + place] += f(value)
+            total, _ = exact(a, source, shift, i, m, n, base, stride, temp)
+            for j in range(K):
+                if temp[j] > f(0.0):
+                    C[K * width + (i * width + j if lanes else j * width + i)] += weight * (temp[j] / total)
 
     @jit
     def group(a: Any, scratch: Any, first: Any, count: Any, C: Any) -> None:
@@ -369,45 +349,38 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                             if any_lane(is_far):
                                 for l in range(W if lanes else 1):
                                     if extract(high, l) < extract(safe_bits, l) and extract(factor, l) != f(0.0):
-                                        add_pairs_exactly(
-                                            a,
-                                            b,
-                                            shift,
-                                            l if lanes else g * S + margin,
-                                            W if lanes else 1,
-                                            l,
-                                            fm,
-                                            fn,
-                                            line,
-                                            m,
-                                            n,
-                                            extract(high, l),
-                                            extract(factor, l),
-                                            C,
-                                            width,
-                                        )
+                                        base, stride = (l, W) if lanes else (g * S + margin, 1)
+                                        here = line + l if lanes else line
+                                        add_pairs_exactly(a, b, shift, m, n, base, stride, out, here, temp, C)
                         elif is_banded:
                             offsets = integers(a[OFFSETS])
-                            for o in range(a[NUM_OFFSETS]):
-                                if abs(offsets[o]) < K:
-                                    for v in range(NV):
-                                        i, r = g * S + margin + v * W, line + v * W
+                            for v in range(NV):
+                                i, r = g * S + margin + v * W, line + v * W
+                                x0, y0 = load(pm, i), load(pn, i)
+                                is_moved = is_pair & (x0 > const(0.0)) & (const(float(done + s)) > const(0.0))
+                                share = load(out, r) / select(is_moved, x0, const(1.0))
+                                share = select(is_moved, share, const(0.0))
+                                for o in range(a[NUM_OFFSETS]):
+                                    if abs(offsets[o]) < K:
                                         q = o * width + v * W
-                                        x = load(fm, r) * load(wm, q) * load(m, i - offsets[o])
-                                        y = load(fn, r) + load(wn, q) + load(n, i - offsets[o]) - high
-                                        x = select(x == const(0.0), x, x * power(y) * factor)
-                                        x = select(factor == const(0.0), const(0.0), x)
+                                        x = load(wm, q) * load(m, i - offsets[o])
+                                        y = load(wn, q) + load(n, i - offsets[o]) - y0
+                                        x = select(is_moved & (x > const(0.0)), x * power(y) * share, const(0.0))
                                         store(C, q, load(C, q) + x)
                         else:
                             edges, start = integers(a[EDGE_ORDER]), integers(a[EDGE_START])
                             many, sources = integers(a[EDGE_COUNT]), integers(a[EDGE_SOURCE])
                             for i in range(K):
-                                x0, y0 = load(fm, line + i * W), load(fn, line + i * W) - high
+                                x0, y0 = load(pm, i * W), load(pn, i * W)
+                                is_moved = is_pair & (x0 > const(0.0)) & (const(float(done + s)) > const(0.0))
+                                share = load(out, line + i * W) / select(is_moved, x0, const(1.0))
+                                share = select(is_moved, share, const(0.0))
                                 for e in range(start[i], start[i] + many[i]):
                                     j = sources[edges[e]] * W
-                                    x = x0 * splat(wm[e]) * load(m, j)
-                                    x = select(x == const(0.0), x, x * power(y0 + splat(wn[e]) + load(n, j)) * factor)
-                                    C[edges[e]] += fold_add(select(factor == const(0.0), const(0.0), x))
+                                    x = splat(wm[e]) * load(m, j)
+                                    y = load(n, j) + splat(wn[e]) - y0
+                                    x = select(is_moved & (x > const(0.0)), x * power(y) * share, const(0.0))
+                                    C[edges[e]] += fold_add(x)
                 advance(
                     G,
                     NV,

@@ -18,11 +18,14 @@ from typing import Any
 from numba import types
 
 from .layout import (
+    CHUNK,
     EDGE_COUNT,
     EDGE_ORDER,
     EDGE_SOURCE,
     EDGE_START,
     EDGE_TARGET,
+    EMISSION,
+    EMISSION_BATCH,
     NUM_EDGES,
     NUM_OFFSETS,
     NUM_STATES,
@@ -37,7 +40,7 @@ from .layout import (
     WEIGHTS_TO,
 )
 from .numba_math import arithmetic, jit
-from .numba_simd import any_lane, extract, fma, make_pointer, select
+from .numba_simd import any_lane, extract, fma, make_broadcast, make_pointer, select
 
 integers = make_pointer(types.int64)
 doubles = make_pointer(types.float64)
@@ -755,5 +758,76 @@ def chain_parts(element: Any, io: Any, lanes: bool, structure: str, has_tangent:
                 store(n, i, y)
                 if is_dense:
                     store(w, i, load(m, i) * power(y))
+
+    # One sequence of at most 8 states: a chunk's messages stay linear, in a register
+
+    iota = ar.iota
+    b0, b1, b2, b3, b4, b5, b6, b7 = (make_broadcast(ar.vec, lane) for lane in range(8))
+    start_limit, limit = 2.0**-100, 2.0**-500
+
+    @jit
+    def chunk_in_registers(
+        a: Any, first: Any, t0: Any, steps: Any, reverse: Any, A: Any, w: Any, flat: Any, xs: Any, ps: Any, tops: Any
+    ) -> Any:
+        """Messages `xs` and predictions `ps` (steps, W) from the linear message `w`, all on its scale.
+
+        tops[0] is the log scale of the chunk's emissions, taken out of every step. False, and nothing is meant by the
+        outputs, where a weight comes near the end of the linear range, or is 0, or NaN: then exponents are needed.
+        """
+        K, order = a[NUM_STATES], integers(a[ORDER])
+        size = steps * K
+        x = ios(a[EMISSION])
+        row = order[first] * a[EMISSION_BATCH] + t0 * K
+        whole = size // W * W
+        for i in range(0, whole, W):
+            store(flat, i, load_io(x, row + i))
+        for i in range(whole, size):
+            flat[i] = f(x[row + i])
+        end = min(whole + 2 * W, CHUNK * W)
+        for i in range(size, end):
+            flat[i] = flat[0]
+        top = load(flat, 0)
+        for i in range(W, end, W):
+            y = load(flat, i)
+            top = select(y > top, y, top)
+        high = fold_max(top)
+        if not (high > f(-infinity) and high < f(infinity)):
+            return False
+        tops[0] = high
+        for i in range(0, end, W):
+            m, n = exp_split(load(flat, i) - splat(high))
+            store(flat, i, m * power(n))
+        inside = iota() < const(float(K))
+        y = load(w, 0)
+        if any_lane(inside & (y < const(start_limit))):
+            return False
+        r0, r1, r2, r3 = load(A, 0), const(0.0), const(0.0), const(0.0)
+        r4, r5, r6, r7 = const(0.0), const(0.0), const(0.0), const(0.0)
+        if K > 1:
+            r1 = load(A, W)
+        if K > 2:
+            r2 = load(A, 2 * W)
+        if K > 3:
+            r3 = load(A, 3 * W)
+        if K > 4:
+            r4 = load(A, 4 * W)
+        if K > 5:
+            r5 = load(A, 5 * W)
+        if K > 6:
+            r6 = load(A, 6 * W)
+        if K > 7:
+            r7 = load(A, 7 * W)
+        low = const(1.0)
+        for s in range(steps):
+            c = steps - 1 - s if reverse else s
+            p0, p1, p2, p3 = b0(y) * r0, b1(y) * r1, b2(y) * r2, b3(y) * r3
+            p0, p1 = fma(b4(y), r4, p0), fma(b5(y), r5, p1)
+            p2, p3 = fma(b6(y), r6, p2), fma(b7(y), r7, p3)
+            p = (p0 + p1) + (p2 + p3)
+            store(ps, c * W, p)
+            y = p * load(flat, c * K)
+            store(xs, c * W, y)
+            low = select(y < low, y, low)
+        return not any_lane(inside & ((low < const(limit)) | (y != y)))
 
     return SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("ar",)}, ar=ar)

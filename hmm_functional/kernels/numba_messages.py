@@ -49,7 +49,7 @@ from .layout import (
 )
 from .numba_chain import chain_parts, doubles, integers
 from .numba_math import jit
-from .numba_simd import fma, select, take_ticket
+from .numba_simd import extract, fma, select, take_ticket
 
 LN2 = math.log(2.0)
 
@@ -65,6 +65,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
     geometry, load_rows, store_rows = parts.geometry, parts.load_rows, parts.store_rows
     split_emissions, load_state, store_state = parts.split_emissions, parts.load_state, parts.store_state
     prepare_slot, contract, is_kept, advance = parts.prepare_slot, parts.contract, parts.is_kept, parts.advance
+    chunk_in_registers = parts.chunk_in_registers
     reduce_max, reduce_sum, ios, tag = parts.reduce_max, parts.reduce_sum, parts.ios, parts.tag
     is_dense, is_banded = structure == "dense", structure == "banded"
     bytes_of = 8 if element == types.float64 else 4
@@ -109,6 +110,45 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
             for v in range(NV):
                 i = g * S + margin + v * W
                 store(d, i, load(d, i) - mean)
+
+    can_be_small = is_dense and not lanes and not has_tangent
+
+    @jit
+    def keep_chunk(
+        a: Any,
+        first: Any,
+        count: Any,
+        t0: Any,
+        steps: Any,
+        last: Any,
+        shift: Any,
+        is_tagged: Any,
+        include: Any,
+        m: Any,
+        n: Any,
+        w: Any,
+        xs: Any,
+        ps: Any,
+        tops: Any,
+        totals: Any,
+    ) -> None:
+        """What a chunk in registers leaves: values, the scaled last message, and the scales."""
+        if a[VALUES] != 0:
+            for c in range(steps):
+                x, y = split(load(xs, c * W) if include else load(ps, c * W), const(0.0))
+                y = select(x > const(0.0), y - reduce_max(y), y)
+                store(ps, c * W, tag(x, y) if is_tagged else log_of(x, y))
+        x, y = split(load(xs, last), const(0.0))
+        high = reduce_max(y)
+        y = select(x > const(0.0), y - high, y)
+        store(m, 0, x)
+        store(n, 0, y)
+        store(w, 0, x * power(y))
+        for l in range(W):
+            totals[l] += (float(tops[0]) + shift) * steps
+            totals[W + l] += float(extract(high, 0))
+        if a[VALUES] != 0:
+            store_rows(a, a[VALUES], first, count, t0, steps, ps)
 
     @jit
     def group(a: Any, scratch: Any, first: Any, count: Any) -> None:
@@ -166,6 +206,9 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
         elif not is_varying:
             shift, has_tiny = prepare_slot(a, b, 0, wm, wn, wd, flags)
 
+        # bands, edges and varying weights, and tangents, take no short way
+        is_small = can_be_small and NV == 1 and G == 1 and W == 8 and not is_varying and has_tiny == 0
+        is_small = is_small and a[SCALES] == 0 and a[EMISSION_STEP] == K
         longest, shortest = 0, T
         for g in range(G):
             for l in range(W):
@@ -201,6 +244,13 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
         while done < longest:
             steps = min(CHUNK, longest - done)
             t0 = longest - done - steps if reverse else done
+            is_linear = is_small and done > 0
+            if is_linear and chunk_in_registers(a, first, t0, steps, reverse, wm, w, em, en, out, tops):
+                last = 0 if reverse else (steps - 1) * W
+                keep_chunk(a, first, count, t0, steps, last, shift, is_tagged, include, m, n, w, en, out, tops, totals)
+                done += steps
+                was_mended = True
+                continue
             load_rows(a, a[EMISSION], a[EMISSION_BATCH], a[EMISSION_STEP], first, count, t0, steps, -infinity, em)
             split_emissions(em, en, tops, steps * G, NV)
             if has_tangent:

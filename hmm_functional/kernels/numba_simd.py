@@ -242,6 +242,19 @@ def make_splat(vec: Any) -> Any:
     return splat
 
 
+def make_broadcast(vec: Any, lane: int) -> Any:
+    """broadcast(x): one lane of x in every lane."""
+
+    @intrinsic
+    def broadcast(typingctx: Any, x: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.shuffle_vector(args[0], args[0], _mask([lane] * vec.lanes))
+
+        return vec(vec), lower
+
+    return broadcast
+
+
 def make_iota(vec: Any) -> Any:
     """iota(): 0, 1, 2, ..."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,8 @@ class Plan:
     order: Any
     tasks: Any
 
-    @property
-    def largest(self) -> int:
-        """Sequences of the largest task."""
-        return int(np.diff(self.tasks).max())
+    largest: int
+    """Sequences of the largest task."""
 
 
 def element_of(io: str, structure: str, num_states: int) -> str:
@@ -58,22 +57,47 @@ def plans(
         can_share: one constant set of weights serves all sequences.
         lengths: NumPy integers, or None where all are `num_steps`.
     """
-    order = np.arange(batch) if lengths is None else np.argsort(-lengths, kind="stable")
-    width = LANES[element]
+    if lengths is None:
+        return _regular(structure, can_share, batch, num_steps, num_states, element, threads.available())
+    order = np.argsort(-lengths, kind="stable")
+    return _plans(structure, can_share, order, lengths, num_steps, num_states, element, threads.available())
+
+
+@lru_cache(maxsize=256)
+def _regular(structure: str, can_share: bool, batch: int, *sizes: Any) -> list[Plan]:
+    """Plans of sequences of one length."""
+    return _plans(structure, can_share, np.arange(batch), None, *sizes)
+
+
+def _plans(
+    structure: str,
+    can_share: bool,
+    order: Any,
+    lengths: Any,
+    num_steps: int,
+    num_states: int,
+    element: str,
+    num_threads: int,
+) -> list[Plan]:
+    width, batch = LANES[element], len(order)
     if structure == "edges":
-        return [Plan(True, order, _cuts(batch, width if can_share else 1))]
+        return [_plan(True, order, _cuts(batch, width if can_share else 1))]
     if structure == "banded" or not can_share:
-        return [Plan(False, order, _cuts(batch, 1))]
+        return [_plan(False, order, _cuts(batch, 1))]
     if batch < 2 * width or num_steps * num_states * width * SIZE[element] > MOST_LANE_SCRATCH:
-        share = min(FRONT, max(1, -(-batch // threads.available())))
-        return [Plan(False, order, _cuts_of_equals(order, lengths, share))]
+        share = min(FRONT, max(1, -(-batch // num_threads)))
+        return [_plan(False, order, _cuts_of_equals(order, lengths, share))]
     alone = 0
     if lengths is not None:
         long = lengths[order]
         while batch - alone > width and long[alone : alone + width].sum() < FULL_ENOUGH * width * long[alone]:
             alone += 1
-    found = [Plan(False, order[:alone], np.arange(alone + 1))] if alone else []
-    return [*found, Plan(True, order[alone:], _cuts(batch - alone, width))]
+    found = [_plan(False, order[:alone], np.arange(alone + 1))] if alone else []
+    return [*found, _plan(True, order[alone:], _cuts(batch - alone, width))]
+
+
+def _plan(lanes: bool, order: Any, tasks: Any) -> Plan:
+    return Plan(lanes, order, tasks, int(np.diff(tasks).max()))
 
 
 def _cuts(count: int, width: int) -> Any:
@@ -143,3 +167,9 @@ def segment_of(num_steps: int, row: int, code_bytes: int) -> int:
     if num_steps * row * code_bytes <= MOST_LANE_SCRATCH:
         return max(num_steps, 1)
     return padded(int((4 * num_steps) ** 0.5) + 1, CHUNK)
+
+
+def gaussians_scratch(dim: int, num_gaussians: int, element: str) -> int:
+    """Bytes of a thread's scratch in numba_gaussians."""
+    width = LANES[element]
+    return padded((dim + width + num_gaussians) * 2 * width * SIZE[element], 64)
