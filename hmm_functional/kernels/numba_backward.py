@@ -66,6 +66,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
     geometry, load_rows, store_rows = parts.geometry, parts.load_rows, parts.store_rows
     split_emissions, load_state = parts.split_emissions, parts.load_state
     prepare_slot, contract, is_kept, untag = parts.prepare_slot, parts.contract, parts.is_kept, parts.untag
+    chunk_in_registers, load_flat, store_flat = parts.chunk_in_registers, parts.load_flat, parts.store_flat
     reduce_max, reduce_sum, ios, exact = parts.reduce_max, parts.reduce_sum, parts.ios, parts.exact
     advance = parts.advance
     is_dense, is_banded = structure == "dense", structure == "banded"
@@ -161,9 +162,56 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                     C[K * width + (i * width + j if lanes else j * width + i)] += weight * (temp[j] / total)
 
     @jit
+    def give_chunk(
+        K: Any,
+        steps: Any,
+        is_tagged: Any,
+        has_counts: Any,
+        weight: Any,
+        fm: Any,
+        ps: Any,
+        xs: Any,
+        w: Any,
+        ahead: Any,
+        behind: Any,
+        totals: Any,
+        out: Any,
+    ) -> None:
+        """Results of a chunk in registers, a loop a stage, so that the steps' long ways to a result overlap."""
+        zero = const(0.0)
+        for c in range(steps):
+            x = load(fm, c * K)
+            if is_tagged:
+                x = select(x < zero, zero, x)
+            else:
+                x, y = exp_split(x)
+                x = x * power(y)
+            store(ahead, c * W, x)
+            totals[c] = fold_add(x * load(ps, c * W))
+        if is_gradient:
+            for c in range(steps):
+                total = splat(totals[c])
+                some = (weight != zero) & (total != zero)
+                factor = select(some, weight / select(some, total, const(1.0)), zero)
+                x = select(some, load(ahead, c * W) * load(ps, c * W) * factor, zero)
+                store(out, c * K, x)
+                if has_counts:
+                    after = load(w, 0) if c == steps - 1 else load(xs, (c + 1) * W)
+                    store(behind, c * W, select(some, after * factor, zero))
+        else:
+            for c in range(0, steps, W):
+                total = load(totals, c)
+                x, y = split(total, zero)
+                store(totals, c, select(total == zero, zero, log_of(x, y)))
+            for c in range(steps):
+                x, y = untag(load(fm, c * K)) if is_tagged else exp_split(load(fm, c * K))
+                x, y = split(x * load(ps, c * W), y)
+                store(out, c * K, log_of(x, y) - splat(totals[c]))
+
+    @jit
     def group(a: Any, scratch: Any, first: Any, count: Any, C: Any) -> None:
         K, T, E = a[NUM_STATES], a[NUM_STEPS], a[NUM_EDGES]
-        is_varying = a[IS_VARYING] != 0
+        is_varying, is_tagged = a[IS_VARYING] != 0, a[TAGGED] != 0
         G, NV, margin, S = geometry(a, count)
         order, lengths = integers(a[ORDER]), integers(a[LENGTHS])
         b = order[first]
@@ -203,6 +251,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
         elif not is_dense:
             wn = pointer(at + (E + W) * bytes_of)
         # linear messages of the chunk's steps, ahead of and behind each transition
+        ps = pointer(scratch + a[SCRATCH_BYTES] - 3 * rows * bytes_of)
         ahead = pointer(scratch + a[SCRATCH_BYTES] - 2 * rows * bytes_of)
         behind = pointer(scratch + a[SCRATCH_BYTES] - rows * bytes_of)
 
@@ -214,6 +263,8 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
             shift, has_tiny = prepare_slot(a, b, 0, wm, wn, wd, flags)
         safe_bits = const(-(safe_tiny if has_tiny != 0 else safe_wide))
 
+        is_small = is_dense and not lanes and NV == 1 and G == 1 and W == 8 and not is_varying and has_tiny == 0
+        is_small = is_small and a[EMISSION_STEP] == K
         longest, shortest = 0, T
         for g in range(G):
             for l in range(W):
@@ -240,10 +291,23 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
         while done < longest:
             steps = min(CHUNK, longest - done)
             t0 = longest - done - steps
-            load_rows(a, a[EMISSION], a[EMISSION_BATCH], a[EMISSION_STEP], first, count, t0, steps, -infinity, em)
-            split_emissions(em, en, tops, steps * G, NV)
-            load_rows(a, a[MESSAGES], T * K, K, first, count, t0, steps, 0.0 if a[TAGGED] != 0 else -infinity, fm)
-            for s in range(steps):
+            is_linear = is_small and done > 0
+            is_linear = is_linear and chunk_in_registers(a, first, t0, steps, True, wm, w, em, en, ps, tops)
+            if is_linear:
+                load_flat(ios(a[MESSAGES]), (b * T + t0) * K, steps * K, fm)
+            else:
+                load_rows(a, a[EMISSION], a[EMISSION_BATCH], a[EMISSION_STEP], first, count, t0, steps, -infinity, em)
+                split_emissions(em, en, tops, steps * G, NV)
+                load_rows(a, a[MESSAGES], T * K, K, first, count, t0, steps, 0.0 if is_tagged else -infinity, fm)
+            if is_linear:
+                give_chunk(K, steps, is_tagged, has_counts, load(scale, 0), fm, ps, en, w, ahead, behind, tops, out)
+                x, y = split(load(en, 0), const(0.0))
+                y = select(x > const(0.0), y - reduce_max(y), y)
+                store(m, 0, x)
+                store(n, 0, y)
+                store(w, 0, x * power(y))
+                was_mended = True
+            for s in range(0 if is_linear else steps):
                 c = steps - 1 - s
                 t = t0 + c
                 is_ragged = t + 1 >= shortest
@@ -293,7 +357,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                     high = const(-big)
                     for v in range(NV):
                         i, r = g * S + margin + v * W, line + v * W
-                        x, y = untag(load(fm, r)) if a[TAGGED] != 0 else exp_split(load(fm, r))
+                        x, y = untag(load(fm, r)) if is_tagged else exp_split(load(fm, r))
                         store(fm, r, x)
                         store(fn, r, select(x == const(0.0), const(-big), y))
                         if has_exponents:
@@ -403,7 +467,10 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                 )
             if has_counts and is_dense:
                 add_products(K, width, steps * G, NV * W, ahead, behind, C)
-            store_rows(a, a[VALUES], first, count, t0, steps, out)
+            if is_linear:
+                store_flat(ios(a[VALUES]), (b * T + t0) * K, steps * K, out)
+            else:
+                store_rows(a, a[VALUES], first, count, t0, steps, out)
             done += steps
 
         if has_counts and is_dense and a[IS_COUNTED_APART] != 0:

@@ -762,6 +762,26 @@ def chain_parts(element: Any, io: Any, lanes: bool, structure: str, has_tangent:
     # One sequence of at most 8 states: a chunk's messages stay linear, in a register
 
     iota = ar.iota
+
+    @jit
+    def load_flat(x: Any, row: Any, size: Any, out: Any) -> None:
+        """`size` neighbouring elements; zeros for as much as a vector may reach beyond them."""
+        whole = size // W * W
+        for i in range(0, whole, W):
+            store(out, i, load_io(x, row + i))
+        for i in range(whole, size):
+            out[i] = f(x[row + i])
+        for i in range(size, min(whole + 2 * W, CHUNK * W)):
+            out[i] = f(0.0)
+
+    @jit
+    def store_flat(x: Any, row: Any, size: Any, given: Any) -> None:
+        whole = size // W * W
+        for i in range(0, whole, W):
+            store_io(x, row + i, load(given, i))
+        for i in range(whole, size):
+            x[row + i] = given[i]
+
     b0, b1, b2, b3, b4, b5, b6, b7 = (make_broadcast(ar.vec, lane) for lane in range(8))
     start_limit, limit = 2.0**-100, 2.0**-500
 

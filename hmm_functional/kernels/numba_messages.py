@@ -65,7 +65,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
     geometry, load_rows, store_rows = parts.geometry, parts.load_rows, parts.store_rows
     split_emissions, load_state, store_state = parts.split_emissions, parts.load_state, parts.store_state
     prepare_slot, contract, is_kept, advance = parts.prepare_slot, parts.contract, parts.is_kept, parts.advance
-    chunk_in_registers = parts.chunk_in_registers
+    chunk_in_registers, store_flat = parts.chunk_in_registers, parts.store_flat
     reduce_max, reduce_sum, ios, tag = parts.reduce_max, parts.reduce_sum, parts.ios, parts.tag
     is_dense, is_banded = structure == "dense", structure == "banded"
     bytes_of = 8 if element == types.float64 else 4
@@ -117,7 +117,6 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
     def keep_chunk(
         a: Any,
         first: Any,
-        count: Any,
         t0: Any,
         steps: Any,
         last: Any,
@@ -133,11 +132,12 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
         totals: Any,
     ) -> None:
         """What a chunk in registers leaves: values, the scaled last message, and the scales."""
+        K = a[NUM_STATES]
         if a[VALUES] != 0:
             for c in range(steps):
                 x, y = split(load(xs, c * W) if include else load(ps, c * W), const(0.0))
                 y = select(x > const(0.0), y - reduce_max(y), y)
-                store(ps, c * W, tag(x, y) if is_tagged else log_of(x, y))
+                store(ps, c * K, tag(x, y) if is_tagged else log_of(x, y))
         x, y = split(load(xs, last), const(0.0))
         high = reduce_max(y)
         y = select(x > const(0.0), y - high, y)
@@ -148,7 +148,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
             totals[l] += (float(tops[0]) + shift) * steps
             totals[W + l] += float(extract(high, 0))
         if a[VALUES] != 0:
-            store_rows(a, a[VALUES], first, count, t0, steps, ps)
+            store_flat(ios(a[VALUES]), (integers(a[ORDER])[first] * a[NUM_STEPS] + t0) * K, steps * K, ps)
 
     @jit
     def group(a: Any, scratch: Any, first: Any, count: Any) -> None:
@@ -247,7 +247,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
             is_linear = is_small and done > 0
             if is_linear and chunk_in_registers(a, first, t0, steps, reverse, wm, w, em, en, out, tops):
                 last = 0 if reverse else (steps - 1) * W
-                keep_chunk(a, first, count, t0, steps, last, shift, is_tagged, include, m, n, w, en, out, tops, totals)
+                keep_chunk(a, first, t0, steps, last, shift, is_tagged, include, m, n, w, en, out, tops, totals)
                 done += steps
                 was_mended = True
                 continue

@@ -151,7 +151,7 @@ def sizes(fields: list[int], lanes: bool, structure: str, element: str, group: i
 
 def messages_scratch(n: Sizes, element: str) -> int:
     """Bytes of a thread's scratch in numba_messages and numba_backward."""
-    floats = 7 * n.state + 7 * n.rows + (3 * CHUNK + 1) * n.lanes + 4 * n.num_states + 3 * n.weights + 64
+    floats = 7 * n.state + 8 * n.rows + (3 * CHUNK + 1) * n.lanes + 4 * n.num_states + 3 * n.weights + 64
     return padded(floats * SIZE[element] + (3 * n.lanes + CHUNK + n.num_states + 64) * 8, 64)
 
 
