@@ -270,7 +270,12 @@ def _pull(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Arra
     emission, _ = a.centred()
     call = a.call(emission, reverse=a.spec.reverse)
     cotangent = a.masked(xp.where(values == -inf, 0.0, cotangent))
-    start, counts, change = pull_messages(call, values, cotangent)
+    counts: tuple[Array, ...]
+    if (whole := a.fused()) is not None and a.weights[0].shape[1] == 1:
+        start, counted, change = whole[0].pull(call, values, cotangent)
+        counts = (counted,)
+    else:
+        start, counts, change = pull_messages(call, values, cotangent)
     ends = (xp.zeros_like(start), start) if a.spec.reverse else (start, xp.zeros_like(start))
     return a.shared((ends[0], *counts, a.masked(change), ends[1]))
 

@@ -203,7 +203,8 @@ def test_memory_of_a_large_mixture(kind):
     """T = 10,000, D = 80, K = 50, M = 8 in float64 within 2 GB, importing torch included."""
     shape = {"diag": "K, M, D", "spherical": "K, M", "full": "K, M, D, D", "tied": "D, D", "tied_diag": "D"}[kind]
     code = f"""
-        import resource, torch, hmm_functional as hf
+        import torch, hmm_functional as hf
+        from tests.helpers.memory import peak
         torch.set_num_threads(1)
         T, K, M, D = 10_000, 50, 8, 80
         covariances = torch.ones(({shape},), dtype=torch.float64) if {kind!r} not in ("full", "tied") else (
@@ -211,7 +212,7 @@ def test_memory_of_a_large_mixture(kind):
         x, means = torch.randn(T, D, dtype=torch.float64), torch.randn(K, M, D, dtype=torch.float64)
         found = hf.gmm_log_likelihood(x, torch.zeros(K, M).double(), means, covariances, covariance_type={kind!r})
         assert found.shape == (T, K)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak())
     """
     ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 2e9

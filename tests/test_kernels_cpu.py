@@ -279,13 +279,14 @@ def test_few_operations_are_launched_however_long_the_sequence(name, most):
 def test_a_training_step_takes_four_times_the_emissions():
     ran = run(
         """
-        import resource, torch, hmm_functional as hf
+        import torch, hmm_functional as hf
+        from tests.helpers.memory import peak
         torch.set_num_threads(2)
         def step(num_steps):
             arrays = [torch.randn(s, requires_grad=True) for s in ((64,), (64, 64), (32, num_steps, 64))]
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            before = peak()
             hf.log_likelihood(*arrays).sum().backward()
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, arrays[2].nbytes
+            return peak() - before, arrays[2].nbytes
         step(50)
         grown, size = step(8000)
         print(grown / size)

@@ -41,11 +41,11 @@ def test_a_training_step_keeps_no_tape(library, loss):
         """,
     }[library]
     code = f"""
-        import resource, hmm_functional as hf
+        import hmm_functional as hf
+        from tests.helpers.memory import peak
         shapes = [({STATES},), ({STATES}, {STATES}), ({BATCH}, {STEPS}, {STATES})]
         {textwrap.indent(textwrap.dedent(run), "        ").strip()}
         small = [x[..., :2, :] if x.ndim == 3 else x for x in arrays]
-        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if {library!r} == "torch":
             step(*(x.detach().requires_grad_() for x in small))
         before = peak()

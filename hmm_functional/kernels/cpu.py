@@ -254,39 +254,74 @@ def statistics(
     job.point(layout.MESSAGES, contiguous(messages))
     job.point(layout.VALUES, posteriors)
     job.point(layout.GRADIENT_SCALE, contiguous(scale))
-    counts: Any = None
-    if has_counts and made.num_steps > 1:
-        width = layout.padded(made.num_states, plan.LANES[made.element])
-        size = {
-            "dense": 2 * made.num_states * width,
-            "banded": len(getattr(call.structure, "offsets", ())) * width,
-            "edges": call.weights[0][0].shape[-1],
-        }[made.structure]
-        copies = made.threads if made.is_shared else made.batch
-        counts = np.zeros((copies, size), _TYPES[made.element])
-        job.point(layout.COUNTS, counts)
-        job.fields[layout.COUNTS_SIZE] = size
-        job.fields[layout.IS_COUNTED_APART] = int(not made.is_shared)
+    counted = has_counts and made.num_steps > 1
     jobs = made.jobs("backward", True, reverse=True)
-    apart = counts
-    if counts is not None and len(jobs) > 1:  # plans lay counts out in their own ways
-        apart = [np.zeros_like(counts) for _ in jobs]
-        for one, job in zip(apart, jobs, strict=True):
-            job.point(layout.COUNTS, one)
+    arrays = [_room_for_counts(made, job, made.structure) for job in jobs] if counted else []
     made.execute(jobs)
     if not has_counts:
         return posteriors, None
-    if counts is None:
+    if not counted:
         return posteriors, _zeros(weights)
-    parts = [counts] if len(jobs) == 1 else apart
-    total = sum(_counts(made, one, tasks.lanes) for one, tasks in zip(parts, made.plans(), strict=True))
+    parts = zip(arrays, made.plans(), strict=True)
+    return posteriors, _counts(made, [_in_order(made, counts, tasks.lanes) for counts, tasks in parts])
+
+
+def pull(call: MessageCall, values: Array, cotangent: Array) -> tuple[Array, Array, Array]:
+    """Cotangents of the initial message (B, K), of constant weights, and of the emissions (B, T, K)."""
+    made = Layout(call)
+    structure = "dense" if made.structure == "dense" else "edges"
+    start = empty_like(made.like, (made.batch, made.num_states), made.io)
+    change = empty_like(made.like, made.like.shape, made.io)
+    weights = call.weights[0][0]
+    if not made.batch:
+        return start, _zeros(weights), change
+    job = made.job
+    job.point(layout.MESSAGES, contiguous(values))
+    job.point(layout.COTANGENT, contiguous(cotangent))
+    job.point(layout.START, start)
+    job.point(layout.VALUES, change)
+    job.start(plan.one_by_one(made.batch, made.lengths))
+    if structure == "dense" and made.is_shared:
+        made._prepare(job, False, False)
+    counts = _room_for_counts(made, job, structure) if made.num_steps > 1 else None
+    element = "f64" if structure == "edges" else made.element
+    job.scratch(plan.pull_scratch(job.fields, structure, element), made.threads)
+    job.entry = compiled.entry("pull", element, made.io, structure)
+    made.execute([job])
+    if counts is None:
+        return start, _zeros(weights), change
+    if structure == "dense":
+        counts = _in_order(made, counts, not call.reverse)
+    elif made.is_shared:
+        counts = counts.sum(0, keepdims=True)
+    return start, _counts(made, [counts]), change
+
+
+def _room_for_counts(made: Layout, job: Job, structure: str) -> Any:
+    """Zeros that a job counts in, for each thread, or for each sequence where weights are its own."""
+    width = layout.padded(made.num_states, plan.LANES[made.element])
+    size, kind = 2 * made.num_states * width, made.element
+    if structure == "banded":
+        size = len(cast(Any, made.call.structure).offsets) * width
+    elif structure == "edges":
+        size, kind = made.call.weights[0][0].shape[-1], "f64"
+    counts = np.zeros((made.threads if made.is_shared else made.batch, size), _TYPES[kind])
+    job.point(layout.COUNTS, counts)
+    job.fields[layout.COUNTS_SIZE] = size
+    job.fields[layout.IS_COUNTED_APART] = int(not made.is_shared)
+    return counts
+
+
+def _counts(made: Layout, parts: list[Any]) -> Array:
+    """Sums of counts (B or 1, *base) as the weights' gradient."""
+    weights = made.call.weights[0][0]
     found = empty_like(weights, weights.shape, made.io)
-    host(found)[...] = total[:, None, ...]
-    return posteriors, found
+    host(found)[...] = sum(parts)[:, None, ...]
+    return found
 
 
-def _counts(made: Layout, counts: Any, lanes: bool) -> Any:
-    """Counts (B or 1, *base) from a kernel's layout."""
+def _in_order(made: Layout, counts: Any, lanes: bool) -> Any:
+    """Counts (B or 1, *base) from a kernel's layout: [from][to] with lanes, else turned."""
     if made.is_shared:
         counts = counts.sum(0, keepdims=True)
     num_states = made.num_states
@@ -341,4 +376,5 @@ def unsupported(call: MessageCall) -> str | None:
     return None
 
 
-register(Kernel("numba", lambda call: 10, unsupported, chain_messages, Fused(forward, smooth, statistics, best_path)))
+FUSED = Fused(forward, smooth, statistics, best_path, pull)
+register(Kernel("numba", lambda call: 10, unsupported, chain_messages, FUSED))

@@ -75,8 +75,9 @@ FRONT = 4
     MEANS,  # (K M, D)
     INVERSE_SPREADS,  # (K M, D), one over the standard deviation
     CONSTANTS,  # (K M,), all of a score but the squares
-) = range(65)
-NUM_FIELDS = 65
+    START,  # (B, K), cotangent of what the first step starts from
+) = range(66)
+NUM_FIELDS = 66
 
 
 def padded(count: int, lanes: int) -> int:

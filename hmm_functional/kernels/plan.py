@@ -96,6 +96,12 @@ def _plans(
     return [*found, _plan(True, order[alone:], _cuts(batch - alone, width))]
 
 
+def one_by_one(batch: int, lengths: Any) -> Plan:
+    """Every sequence a task, the longest first."""
+    order = np.arange(batch) if lengths is None else np.argsort(-lengths, kind="stable")
+    return _plan(False, order, _cuts(batch, 1))
+
+
 def _plan(lanes: bool, order: Any, tasks: Any) -> Plan:
     return Plan(lanes, order, tasks, int(np.diff(tasks).max()))
 
@@ -153,6 +159,14 @@ def messages_scratch(n: Sizes, element: str) -> int:
     """Bytes of a thread's scratch in numba_messages and numba_backward."""
     floats = 7 * n.state + 8 * n.rows + (3 * CHUNK + 1) * n.lanes + 4 * n.num_states + 3 * n.weights + 64
     return padded(floats * SIZE[element] + (3 * n.lanes + CHUNK + n.num_states + 64) * 8, 64)
+
+
+def pull_scratch(fields: list[int], structure: str, element: str) -> int:
+    """Bytes of a thread's scratch in numba_pull."""
+    num_states = fields[layout.NUM_STATES]
+    width = padded(num_states, LANES[element])
+    weights = num_states * width if structure == "dense" else 2 * (fields[layout.NUM_EDGES] + LANES[element])
+    return padded((10 * width + weights + 64) * SIZE[element] + (num_states + 16) * 8, 64)
 
 
 def viterbi_scratch(n: Sizes, element: str, num_steps: int, segment: int, code_bytes: int) -> int:

@@ -68,6 +68,9 @@ class Fused:
     """(call, final, messages, scale, has_counts): posteriors times scale; counts of constant weights, times scale."""
     best_path: Callable[[MessageCall, Array], tuple[Array, Array]]
     """(call, final): states (B, T) and scores (B,)."""
+    pull: Callable[[MessageCall, Array, Array], tuple[Array, Array, Array]]
+    """`recursion.pull_messages`, constant weights: (call, values, cotangent) to those of the initial message, of the
+    weights, and of the emissions."""
 
 
 @dataclass(frozen=True)
