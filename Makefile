@@ -15,7 +15,7 @@ help:
 	@echo 'make lint    ruff: check and format --check'
 	@echo 'make types   mypy, strict, both packages'
 	@echo 'make tests   tests, properties, doctests and the quickstart; PYTEST_ARGS= and WORKERS= are passed on'
-	@echo 'make bench   benchmarks against other libraries'
+	@echo 'make bench   benchmarks against other libraries; BENCH_ARGS=--quick takes two minutes'
 	@echo 'make clean   remove caches and builds (not $(VENV))'
 	@echo 'HYPOTHESIS_PROFILE=dev|ci|nightly says how many examples the properties try.'
 
@@ -35,7 +35,7 @@ tests: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,8 @@ def need_shape(name: str, shape: tuple[int, ...], tail: tuple[int | None, ...], 
 
 def need_floating(name: str, xp: Any, x: Any) -> None:
     """Scores and parameters are real floating-point arrays."""
-    if not xp.isdtype(x.dtype, "real floating"):
+    is_floating = getattr(x.dtype, "is_floating_point", None)  # torch's own is ten times faster
+    if not (xp.isdtype(x.dtype, "real floating") if is_floating is None else is_floating):
         raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
 
 
@@ -55,6 +56,9 @@ def need_range(name: str, values: Any, low: int, high: int) -> None:
 
 def broadcast_batch(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     """The common batch shape of the named batch shapes."""
+    distinct = {tuple(shape) for shape in shapes.values() if len(shape)}
+    if len(distinct) <= 1:
+        return distinct.pop() if distinct else ()
     try:
         return tuple(np.broadcast_shapes(*shapes.values()))
     except ValueError:

@@ -92,8 +92,12 @@ def forward(
                 [0.8834, 0.1166]])
     """
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
-    likelihood, messages = forward_pass(chain, kernel, has_messages=True)
-    filtered = masked(chain, log_normalize(chain.backend, messages))
+    if (whole := fused(chain, kernel)) is not None:
+        likelihood, filtered = whole[0].forward(whole[1], chain.final, True, True)
+        filtered = masked(chain, filtered)
+    else:
+        likelihood, messages = forward_pass(chain, kernel, has_messages=True)
+        filtered = masked(chain, log_normalize(chain.backend, messages))
     return Forward(chain.unflatten(filtered), chain.unflatten(likelihood))
 
 

@@ -185,25 +185,25 @@ def chain_messages(call: MessageCall) -> Messages:
     return Messages(values, scales, total, last)
 
 
-def forward(call: MessageCall, final: Array, has_messages: bool) -> tuple[Array, ...]:
-    """Log-likelihoods (B,), and forward messages (B, T, K) where wanted; emissions need not be masked."""
+def forward(call: MessageCall, final: Array, has_messages: bool, is_normalised: bool = False) -> tuple[Array, ...]:
+    """Log-likelihoods (B,), and forward messages (B, T, K) where wanted, each row scaled or normalised."""
     made = Layout(call)
     likelihood = empty_like(made.like, (made.batch,), "f64")
     messages = empty_like(made.like, made.like.shape, made.io) if has_messages else None
     if made.batch:
-        _forward(made, final, likelihood, messages)
+        _forward(made, final, likelihood, messages, 2 if is_normalised else 0)
     likelihood = rounded(likelihood, made.like)
     return (likelihood,) if messages is None else (likelihood, messages)
 
 
-def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | None, is_tagged: bool = False) -> None:
+def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | None, form: int) -> None:
     job = made.job
     _point_final(job, final)
     job.point(layout.LOG_LIKELIHOOD, likelihood)
     job.point(layout.TOTAL, np.empty(made.batch))
     if messages is not None:
         job.point(layout.VALUES, messages)
-        job.fields[layout.TAGGED] = int(is_tagged)
+        job.fields[layout.TAGGED] = form
     made.execute(made.jobs("messages", False))
 
 
@@ -219,7 +219,7 @@ def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
     likelihood = empty_like(made.like, (made.batch,), "f64")
     posteriors = empty_like(made.like, made.like.shape, made.io)
     if made.batch:
-        _forward(made, final, likelihood, posteriors, is_tagged=True)
+        _forward(made, final, likelihood, posteriors, 1)
         _backward(made, final, posteriors, posteriors, is_tagged=True)
     return posteriors, rounded(likelihood, made.like)
 

@@ -19,7 +19,7 @@ FRONT = 4
     NUM_STATES,
     REVERSE,
     INCLUDE_EMISSION,
-    TAGGED,  # whether messages are kept for `numba_backward`, linear where they can be
+    TAGGED,  # messages as 0: logs, scaled; 1: linear where they can be, for `numba_backward`; 2: logs, normalised
     SCRATCH,
     SCRATCH_BYTES,  # of each thread
     EMISSION,

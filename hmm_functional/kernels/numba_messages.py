@@ -61,6 +61,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
     W, f = ar.lanes, element
     load, store, const, pointer = ar.load, ar.store, ar.const, ar.pointer
     exp_split, split, power, log_of = ar.exp_split, ar.split, ar.power, ar.log_of
+    splat, fold_add = ar.splat, ar.fold_add
     big, infinity = ar.big, float("inf")
     geometry, load_rows, store_rows = parts.geometry, parts.load_rows, parts.store_rows
     split_emissions, load_state, store_state = parts.split_emissions, parts.load_state, parts.store_state
@@ -121,7 +122,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
         steps: Any,
         last: Any,
         shift: Any,
-        is_tagged: Any,
+        form: Any,
         include: Any,
         m: Any,
         n: Any,
@@ -137,7 +138,14 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
             for c in range(steps):
                 x, y = split(load(xs, c * W) if include else load(ps, c * W), const(0.0))
                 y = select(x > const(0.0), y - reduce_max(y), y)
-                store(ps, c * K, tag(x, y) if is_tagged else log_of(x, y))
+                if form == 1:
+                    store(ps, c * K, tag(x, y))
+                else:
+                    norm = const(0.0)
+                    if form == 2:
+                        p, q = split(splat(fold_add(x * power(y))), norm)
+                        norm = log_of(p, q)
+                    store(ps, c * K, log_of(x, y) - norm)
         x, y = split(load(xs, last), const(0.0))
         high = reduce_max(y)
         y = select(x > const(0.0), y - high, y)
@@ -158,7 +166,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
         order, lengths = integers(a[ORDER]), integers(a[LENGTHS])
         b = order[first]
         size, rows = G * S, CHUNK * G * NV * W
-        wants_values, is_tagged = a[VALUES] != 0, a[TAGGED] != 0
+        wants_values, form = a[VALUES] != 0, a[TAGGED]
 
         # scratch, in the order of `cpu.scratch_elements`
         at = scratch
@@ -247,7 +255,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
             is_linear = is_small and done > 0
             if is_linear and chunk_in_registers(a, first, t0, steps, reverse, wm, w, em, en, out, tops):
                 last = 0 if reverse else (steps - 1) * W
-                keep_chunk(a, first, t0, steps, last, shift, is_tagged, include, m, n, w, en, out, tops, totals)
+                keep_chunk(a, first, t0, steps, last, shift, form, include, m, n, w, en, out, tops, totals)
                 done += steps
                 was_mended = True
                 continue
@@ -344,10 +352,22 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
                     )
                 if include and wants_values:
                     for g in range(G):
+                        norm = const(0.0)
+                        if form == 2:
+                            for v in range(NV):
+                                i = g * S + margin + v * W
+                                x = load(m, i)
+                                norm = norm + (x * power(load(n, i)) if not is_dense else load(w, i))
+                            x, y = split(reduce_sum(norm), const(0.0))
+                            norm = select(x == const(0.0), const(0.0), log_of(x, y))
                         for v in range(NV):
                             i = g * S + margin + v * W
                             r = ((c * G + g) * NV + v) * W
-                            store(out, r, tag(load(m, i), load(n, i)) if is_tagged else log_of(load(m, i), load(n, i)))
+                            store(
+                                out,
+                                r,
+                                tag(load(m, i), load(n, i)) if form == 1 else log_of(load(m, i), load(n, i)) - norm,
+                            )
                             if has_tangent:
                                 store(dout, r, load(d, i))
             # scales, in float64

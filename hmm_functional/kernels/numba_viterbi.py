@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba import types
+from numba.extending import intrinsic
 
 from .layout import (
     CHUNK,
@@ -51,7 +52,16 @@ from .layout import (
 )
 from .numba_chain import chain_parts, doubles, integers, matrix_parts
 from .numba_math import jit
-from .numba_simd import extract, int_of, make_pointer, make_splat, make_store_integers, select, take_ticket
+from .numba_simd import (
+    extract,
+    int_of,
+    make_broadcast,
+    make_pointer,
+    make_splat,
+    make_store_integers,
+    select,
+    take_ticket,
+)
 
 
 def build(element: Any, io: Any, lanes: bool, structure: str, pointer_type: Any) -> Any:
@@ -76,6 +86,14 @@ def build(element: Any, io: Any, lanes: bool, structure: str, pointer_type: Any)
     bytes_of = 8 if element == types.float64 else 4
     io_bytes = 8 if io == types.float64 else 4
     infinity = float("inf")
+
+    can_be_small = is_dense and not lanes
+    iota, load_flat = ar.iota, parts.load_flat
+
+    @intrinsic
+    def to_from(typingctx: Any, pointer: Any, place: Any) -> Any:
+        """The pointer `place` codes further on."""
+        return pointer(pointer, types.int64), lambda context, builder, sig, args: builder.gep(args[0], [args[1]])
 
     @jit
     def prepare(a: Any, b: Any, slot: Any, wm: Any) -> Any:
@@ -229,6 +247,61 @@ def build(element: Any, io: Any, lanes: bool, structure: str, pointer_type: Any)
             store(p, j * W, best)
             store_codes(to, line + j * W, which)
 
+    b0, b1, b2, b3, b4, b5, b6, b7 = (make_broadcast(ar.vec, lane) for lane in range(8))
+
+    @jit
+    def forward_in_registers(
+        a: Any, first: Any, begin: Any, end: Any, x: Any, flat: Any, bad: Any, A: Any, to: Any, keeps: Any
+    ) -> None:
+        """As `forward`, of one sequence of at most 8 states of constant weights, whose message stays in a register."""
+        K, order = a[NUM_STATES], integers(a[ORDER])
+        low = const(-infinity)
+        r0, r1, r2, r3, r4, r5, r6, r7 = load(A, 0), low, low, low, low, low, low, low
+        if K > 1:
+            r1 = load(A, W)
+        if K > 2:
+            r2 = load(A, 2 * W)
+        if K > 3:
+            r3 = load(A, 3 * W)
+        if K > 4:
+            r4 = load(A, 4 * W)
+        if K > 5:
+            r5 = load(A, 5 * W)
+        if K > 6:
+            r6 = load(A, 6 * W)
+        if K > 7:
+            r7 = load(A, 7 * W)
+        y = load(x, 0)
+        wrong = const(0.0)
+        t0 = begin
+        while t0 < end:
+            steps = min(CHUNK, end - t0)
+            load_flat(ios(a[EMISSION]), order[first] * a[EMISSION_BATCH] + t0 * K, steps * K, flat)
+            for i in range(0, steps * K, W):
+                e = load(flat, i)
+                wrong = select((e != e) | (e == const(infinity)), const(1.0), wrong)
+            for s in range(steps):
+                c0, c1, c2, c3 = b0(y) + r0, b1(y) + r1, b2(y) + r2, b3(y) + r3
+                c4, c5, c6, c7 = b4(y) + r4, b5(y) + r5, b6(y) + r6, b7(y) + r7
+                k0, v0 = select(c1 > c0, isplat(1), isplat(0)), select(c1 > c0, c1, c0)
+                k2, v2 = select(c3 > c2, isplat(3), isplat(2)), select(c3 > c2, c3, c2)
+                k4, v4 = select(c5 > c4, isplat(5), isplat(4)), select(c5 > c4, c5, c4)
+                k6, v6 = select(c7 > c6, isplat(7), isplat(6)), select(c7 > c6, c7, c6)
+                k0, v0 = select(v2 > v0, k2, k0), select(v2 > v0, v2, v0)
+                k4, v4 = select(v6 > v4, k6, k4), select(v6 > v4, v6, v4)
+                k0, v0 = select(v4 > v0, k4, k0), select(v4 > v0, v4, v0)
+                if keeps:
+                    store_codes(to, (t0 + s - begin) * W, k0)
+                y = v0 + load(flat, s * K)
+            high = reduce_max(select(iota() < const(float(K)), y, low))
+            y = y - select(high > low, high, const(0.0))
+            t0 += steps
+        for l in range(W):
+            if extract(wrong, l) > f(0.0):
+                bad[0] = f(1.0)
+        for l in range(W):
+            x[l] = extract(y, l) if l < K else f(-infinity)
+
     @jit
     def centre(em: Any, rows: Any, NV: Any, bad: Any, G: Any, t0: Any, lens: Any) -> None:
         for r in range(rows):
@@ -273,6 +346,16 @@ def build(element: Any, io: Any, lanes: bool, structure: str, pointer_type: Any)
         b = integers(a[ORDER])[first]
         size = G * NV * W
         t0 = begin
+        if can_be_small and NV == 1 and G == 1 and W == 8 and not is_varying and a[EMISSION_STEP] == a[NUM_STATES]:
+            if begin == 0:  # nothing leads into the first step
+                load_flat(ios(a[EMISSION]), b * a[EMISSION_BATCH], a[NUM_STATES], em)
+                for k in range(a[NUM_STATES]):
+                    x[k] = p[k] + em[k]
+                    if em[k] != em[k] or em[k] == f(infinity):
+                        bad[0] = f(1.0)
+                begin += 1
+            forward_in_registers(a, first, begin, end, x, em, bad, wm, to_from(to, W if t0 == 0 else 0), keeps)
+            return
         while t0 < end:
             steps = min(CHUNK, end - t0)
             load_rows(a, a[EMISSION], a[EMISSION_BATCH], a[EMISSION_STEP], first, count, t0, steps, -infinity, em)

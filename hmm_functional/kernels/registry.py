@@ -60,8 +60,9 @@ class Fused:
     Each takes the forward call in the log semiring, its emissions neither masked nor centred, and the final weights.
     """
 
-    forward: Callable[[MessageCall, Array, bool], tuple[Array, ...]]
-    """(call, final, has_messages): log-likelihoods (B,), and forward messages (B, T, K) where wanted."""
+    forward: Callable[..., tuple[Array, ...]]
+    """(call, final, has_messages, is_normalised=False): log-likelihoods (B,), and forward messages (B, T, K) where
+    wanted, each row scaled to a maximum near 0 or to a sum of 1."""
     smooth: Callable[[MessageCall, Array], tuple[Array, Array]]
     """(call, final): log posteriors (B, T, K) and log-likelihoods (B,)."""
     statistics: Callable[[MessageCall, Array, Array, Array, bool], tuple[Array, Array | None]]
