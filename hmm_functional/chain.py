@@ -103,8 +103,7 @@ def chain_of(
         log_final = backend.full((num_states,), 0.0, like=log_emission)
     structure, weights = _transition(backend, log_transition, num_states, num_steps)
 
-    dtypes = {x.dtype for x in (log_initial, *weights, log_emission, log_final)}
-    dtype = dtypes.pop() if len(dtypes) == 1 else xp.result_type(*dtypes)
+    dtype = xp.result_type(*{x.dtype for x in (log_initial, *weights, log_emission, log_final)})
     if xp.finfo(dtype).bits < 32:
         dtype = xp.float32
     batches = {

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import hmm_functional as hf
-from hmm_functional.kernels import compiled, cpu, plan, threads
+from hmm_functional.kernels import compiled, cpu, halves, plan, threads
 from tests.test_operation_counts import Launches
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -87,6 +87,32 @@ def test_threads_of_the_user_may_call_at_once(two_threads):
         worker.join()
     for one, other in zip(found, expected, strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("form", ["dense", "banded", "sparse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lengths", [None, [61]])
+def test_one_long_sequence_takes_two_threads(two_threads, monkeypatch, form, dtype, lengths):
+    """Meeting in the middle, and both directions at once, from hard scores: equal to one pass after the other."""
+    seen = []
+    for name in ("meet", "smooth"):
+        original = getattr(halves, name)
+        monkeypatch.setattr(halves, name, lambda *args, f=original, n=name: (seen.append(n), f(*args))[1])
+    initial, transition, emission = model(batch=1, num_steps=90, num_states=5, dtype=dtype)
+    emission = emission * 40
+    if form == "banded":
+        transition = hf.Banded(transition[:2], (0, 1))
+    elif form == "sparse":
+        transition = hf.Sparse(transition.flatten()[:9], [0, 1, 2, 3, 4, 0, 2, 4, 1], [0, 2, 2, 4, 1, 3, 3, 0, 4], 5)
+    arrays = (initial, transition, emission)
+    value = hf.log_likelihood(*arrays, lengths=lengths)
+    smoothed = hf.forward_backward(*arrays, lengths=lengths)
+    assert seen == ["meet", "smooth"]
+    close = {"rtol": 1e-6, "atol": 2e-4} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-10}
+    torch.testing.assert_close(value, hf.log_likelihood(*arrays, lengths=lengths, kernel="reference"), **close)
+    expected = hf.forward_backward(*arrays, lengths=lengths, kernel="reference")
+    torch.testing.assert_close(smoothed.log_likelihood, expected.log_likelihood, **close)
+    torch.testing.assert_close(smoothed.log_posteriors.exp(), expected.log_posteriors.exp(), **close)
 
 
 def test_the_number_of_threads_is_torch_s(two_threads, monkeypatch):

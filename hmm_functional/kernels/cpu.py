@@ -6,7 +6,6 @@ This file lays calls out for the compiled code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,150 +14,11 @@ from ..backend import Array
 from ..edges import Edges
 from ..semiring import EXPECTATION, LOG
 from ..structure import Dense
-from . import compiled, layout, plan, threads
-from .job import Job, execute
-from .memory import address, contiguous, empty_like, host, is_readable, kind_of, rounded, strides
+from . import compiled, halves, layout, plan
+from .call_layout import TYPES, Layout
+from .job import Job
+from .memory import contiguous, empty_like, host, is_readable, kind_of, rounded
 from .registry import Fused, Kernel, MessageCall, Messages, register
-
-_TYPES = {"f32": np.float32, "f64": np.float64}
-
-
-class Layout:
-    """A call in the terms of compiled code."""
-
-    def __init__(self, call: MessageCall) -> None:
-        self.call = call
-        self.like = call.emission[0]
-        self.batch, self.num_steps, self.num_states = self.like.shape
-        self.io = kind_of(self.like)
-        self.structure = plan.variant_of(call.structure)
-        self.element = plan.element_of(self.io, self.structure, self.num_states)
-        self.has_tangent = len(call.emission) == 2
-        weights = call.weights[0]
-        if self.has_tangent:
-            weights = tuple(call.backend.xp.broadcast_arrays(*weights))
-        self.weights = weights
-        self.is_shared = weights[0].shape[0] == 1
-        self.is_constant = weights[0].shape[1] == 1
-        self.can_share = self.is_shared and self.is_constant and not self.has_tangent
-        self.lengths = None if call.lengths is None else host(call.lengths).astype(np.int64, copy=False)
-        self.threads = threads.available()
-        self.job = Job()
-        self._describe()
-
-    def plans(self) -> list[plan.Plan]:
-        return plan.plans(
-            self.structure, self.can_share, self.lengths, self.batch, self.num_steps, self.num_states, self.element
-        )
-
-    def jobs(self, module: str, *variant: Any, is_log: bool = False, reverse: bool = False) -> list[Job]:
-        """Jobs of a kernel, one for each plan, without scratch."""
-        found = []
-        for tasks in self.plans():
-            job = self.job.copy()
-            if reverse:
-                self.turn(job)
-            job.start(tasks)
-            # one task prepares its weights by itself, except where they lie by sums into states
-            is_prepared = self.can_share and (tasks.lanes or job.num_tasks > 1 or module == "backward")
-            if self.structure == "dense" and is_prepared:
-                self._prepare(job, tasks.lanes, is_log)
-            job.entry = compiled.entry(module, self.element, self.io, tasks.lanes, self.structure, *variant)
-            sizes = plan.sizes(job.fields, tasks.lanes, self.structure, self.element, tasks.largest, is_prepared)
-            if module == "viterbi":
-                row = sizes.rows // layout.CHUNK
-                code_bytes = {"u8": 1, "u16": 2, "i32": 4}[variant[0]]
-                segment = plan.segment_of(self.num_steps, row, code_bytes)
-                job.fields[layout.SEGMENT] = segment
-                size = plan.viterbi_scratch(sizes, self.element, self.num_steps, segment, code_bytes)
-            else:
-                size = plan.messages_scratch(sizes, self.element)
-            job.scratch(size, self.threads)
-            found.append(job)
-        return found
-
-    def execute(self, jobs: Sequence[Job]) -> None:
-        """Run jobs side by side, on as many threads as the work is worth."""
-        amount = plan.work(self.call.structure, self.batch, self.num_steps, self.num_states)
-        execute(jobs, self.threads if amount > plan.SERIAL_WORK else 1)
-
-    def turn(self, job: Job) -> None:
-        """The other direction of travel."""
-        fields = job.fields
-        fields[layout.REVERSE] = 1 - fields[layout.REVERSE]
-        fields[layout.WEIGHTS_FROM], fields[layout.WEIGHTS_TO] = fields[layout.WEIGHTS_TO], fields[layout.WEIGHTS_FROM]
-        if self.structure != "dense":
-            self._describe_edges(job, bool(fields[layout.REVERSE]))
-
-    def _describe(self) -> None:
-        call, job, fields = self.call, self.job, self.job.fields
-        fields[layout.NUM_STEPS], fields[layout.NUM_STATES] = self.num_steps, self.num_states
-        fields[layout.REVERSE], fields[layout.INCLUDE_EMISSION] = int(call.reverse), int(call.include_emission)
-        together = call.backend.xp.broadcast_arrays
-        emission = [_rows(x) for x in (together(*call.emission) if self.has_tangent else call.emission)]
-        if len(emission) == 2 and strides(emission[0]) != strides(emission[1]):
-            emission = [contiguous(x) for x in emission]
-        job.point(layout.EMISSION, emission[0])
-        fields[layout.EMISSION_BATCH], fields[layout.EMISSION_STEP], _ = strides(emission[0])
-        start = [contiguous(x) for x in call.initial]
-        job.point(layout.INITIAL, start[0])
-        fields[layout.INITIAL_BATCH] = self.num_states if start[0].shape[0] > 1 else 0
-        if self.has_tangent:
-            job.point(layout.TANGENT, emission[1])
-            job.point(layout.INITIAL_TANGENT, start[1])
-        lengths = self.lengths
-        if lengths is None:
-            lengths = np.empty(self.batch, np.int64)
-            lengths.fill(self.num_steps)
-        job.point(layout.LENGTHS, np.ascontiguousarray(lengths))
-        weights = list(self.weights)
-        if self.has_tangent and strides(weights[0]) != strides(weights[1]):
-            weights = [contiguous(w) for w in weights]
-        elif self.structure != "dense":
-            weights = [_rows(w) for w in weights]
-        by_batch, by_slot, *by_base = strides(weights[0])
-        job.point(layout.WEIGHTS, weights[0])
-        fields[layout.WEIGHTS_BATCH] = 0 if self.is_shared else by_batch
-        fields[layout.WEIGHTS_SLOT] = 0 if self.is_constant else by_slot
-        fields[layout.IS_VARYING] = int(not self.is_constant)
-        if self.has_tangent:
-            job.point(layout.WEIGHTS_TANGENT, weights[1])
-        if self.structure == "dense":
-            fields[layout.WEIGHTS_FROM], fields[layout.WEIGHTS_TO] = by_base[::-1] if call.reverse else by_base
-        else:
-            self._describe_edges(job, call.reverse)
-
-    def _describe_edges(self, job: Job, reverse: bool) -> None:
-        structure: Any = self.call.structure
-        sources, targets = (host(x) for x in structure.tables[:2])
-        into = structure._out if reverse else structure._into
-        if reverse:
-            sources, targets = targets, sources
-        job.fields[layout.NUM_EDGES] = len(sources)
-        tables = (sources, targets, *(host(x) for x in into[:3]))
-        places = (layout.EDGE_SOURCE, layout.EDGE_TARGET, layout.EDGE_ORDER, layout.EDGE_START, layout.EDGE_COUNT)
-        for field, table in zip(places, tables, strict=True):
-            job.point(field, np.ascontiguousarray(table, np.int64))
-        sign = -1 if reverse else 1
-        offsets = np.array(sorted(sign * o for o in structure.offsets), np.int64)
-        job.point(layout.OFFSETS, offsets)
-        job.fields[layout.NUM_OFFSETS] = len(offsets)
-
-    def _prepare(self, job: Job, lanes: bool, is_log: bool) -> None:
-        """The matrix in the layout of the tasks, once for all of them."""
-        size = self.num_states * layout.padded(self.num_states, plan.LANES[self.element])
-        job.point(layout.MATRIX, np.empty(size, _TYPES[self.element]))
-        job.point(layout.TINY, np.empty(self.num_states + 1, np.int64))
-        job.point(layout.SHIFT, np.empty(1))
-        entry = compiled.entry("matrix", self.element, self.io, lanes, is_log)
-        array = np.array(job.fields, np.int64)
-        entry(address(array), 0)
-        job.fields[layout.HAS_TINY] = int(array[layout.HAS_TINY])
-
-
-def _rows(x: Array) -> Array:
-    """`x`, copied unless its last axis is contiguous in memory."""
-    return x if strides(x)[-1] == 1 or x.shape[-1] == 1 else contiguous(x)
 
 
 def chain_messages(call: MessageCall) -> Messages:
@@ -190,7 +50,9 @@ def forward(call: MessageCall, final: Array, has_messages: bool, is_normalised: 
     made = Layout(call)
     likelihood = empty_like(made.like, (made.batch,), "f64")
     messages = empty_like(made.like, made.like.shape, made.io) if has_messages else None
-    if made.batch:
+    if made.batch and not has_messages and halves.can_meet(made):
+        halves.meet(made, final, likelihood)
+    elif made.batch:
         _forward(made, final, likelihood, messages, 2 if is_normalised else 0)
     likelihood = rounded(likelihood, made.like)
     return (likelihood,) if messages is None else (likelihood, messages)
@@ -198,7 +60,7 @@ def forward(call: MessageCall, final: Array, has_messages: bool, is_normalised: 
 
 def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | None, form: int) -> None:
     job = made.job
-    _point_final(job, final)
+    halves.point_final(job, final)
     job.point(layout.LOG_LIKELIHOOD, likelihood)
     job.point(layout.TOTAL, np.empty(made.batch))
     if messages is not None:
@@ -207,18 +69,14 @@ def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | No
     made.execute(made.jobs("messages", False))
 
 
-def _point_final(job: Job, final: Array) -> None:
-    final = contiguous(final)
-    job.point(layout.FINAL, final)
-    job.fields[layout.FINAL_BATCH] = final.shape[1] if final.shape[0] > 1 else 0
-
-
 def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
     """Log posteriors (B, T, K), -inf in the padding, and log-likelihoods (B,)."""
     made = Layout(call)
     likelihood = empty_like(made.like, (made.batch,), "f64")
     posteriors = empty_like(made.like, made.like.shape, made.io)
-    if made.batch:
+    if made.batch and made.leaves_threads_idle:
+        halves.smooth(made, final, likelihood, posteriors)
+    elif made.batch:
         _forward(made, final, likelihood, posteriors, 1)
         _backward(made, final, posteriors, posteriors, is_tagged=True)
     return posteriors, rounded(likelihood, made.like)
@@ -282,7 +140,7 @@ def pull(call: MessageCall, values: Array, cotangent: Array) -> tuple[Array, Arr
     job.point(layout.VALUES, change)
     job.start(plan.one_by_one(made.batch, made.lengths))
     if structure == "dense" and made.is_shared:
-        made._prepare(job, False, False)
+        made.prepare(job, False, False)
     counts = _room_for_counts(made, job, structure) if made.num_steps > 1 else None
     element = "f64" if structure == "edges" else made.element
     job.scratch(plan.pull_scratch(job.fields, structure, element), made.threads)
@@ -305,7 +163,7 @@ def _room_for_counts(made: Layout, job: Job, structure: str) -> Any:
         size = len(cast(Any, made.call.structure).offsets) * width
     elif structure == "edges":
         size, kind = made.call.weights[0][0].shape[-1], "f64"
-    counts = np.zeros((made.threads if made.is_shared else made.batch, size), _TYPES[kind])
+    counts = np.zeros((made.threads if made.is_shared else made.batch, size), TYPES[kind])
     job.point(layout.COUNTS, counts)
     job.fields[layout.COUNTS_SIZE] = size
     job.fields[layout.IS_COUNTED_APART] = int(not made.is_shared)
@@ -353,7 +211,7 @@ def best_path(call: MessageCall, final: Array) -> tuple[Array, Array]:
         if made.structure != "dense":
             ways = len(structure.offsets) or structure.degrees[0]
         job = made.job
-        _point_final(job, final)
+        halves.point_final(job, final)
         job.point(layout.STATES, states)
         job.point(layout.SCORES, scores)
         code = "u8" if ways <= 2**8 else "u16" if ways <= 2**16 else "i32"

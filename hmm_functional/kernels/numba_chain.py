@@ -347,33 +347,44 @@ def chain_parts(element: Any, io: Any, lanes: bool, structure: str, has_tangent:
     # Sums into states: from m, n (and w, linear) to pm, pn; with tangents, d to pd
 
     @jit
+    def smaller(a: Any, b: Any) -> Any:
+        """The smaller of two that is not 0; something large where both are."""
+        a = select(a > const(0.0), a, const(big))
+        b = select(b > const(0.0), b, const(big))
+        return select(a < b, a, b)
+
+    @jit
     def contract_lanes(A: Any, K: Any, width: Any, w: Any, pm: Any) -> Any:
         """Linear sums, vectors of sequences; the smallest that is not 0."""
         low = const(big)
         zero = const(0.0)
         j = 0
-        while j + 4 <= K:
+        while j + 8 <= K:  # as many sums as hide a multiply-add's latency
             b = j * width
             v0, v1, v2, v3 = zero, zero, zero, zero
+            v4, v5, v6, v7 = zero, zero, zero, zero
             for i in range(K):
-                x = load(w, i * W)
-                v0 = fma(x, splat(A[b + i]), v0)
-                v1 = fma(x, splat(A[b + width + i]), v1)
-                v2 = fma(x, splat(A[b + 2 * width + i]), v2)
-                v3 = fma(x, splat(A[b + 3 * width + i]), v3)
+                x, r = load(w, i * W), b + i
+                v0 = fma(x, splat(A[r]), v0)
+                v1 = fma(x, splat(A[r + width]), v1)
+                v2 = fma(x, splat(A[r + 2 * width]), v2)
+                v3 = fma(x, splat(A[r + 3 * width]), v3)
+                v4 = fma(x, splat(A[r + 4 * width]), v4)
+                v5 = fma(x, splat(A[r + 5 * width]), v5)
+                v6 = fma(x, splat(A[r + 6 * width]), v6)
+                v7 = fma(x, splat(A[r + 7 * width]), v7)
             store(pm, j * W, v0)
             store(pm, (j + 1) * W, v1)
             store(pm, (j + 2) * W, v2)
             store(pm, (j + 3) * W, v3)
-            v0 = select(v0 > zero, v0, low)
-            v1 = select(v1 > zero, v1, low)
-            v2 = select(v2 > zero, v2, low)
-            v3 = select(v3 > zero, v3, low)
-            v0 = select(v0 < v1, v0, v1)
-            v2 = select(v2 < v3, v2, v3)
-            v0 = select(v0 < v2, v0, v2)
-            low = select(v0 < low, v0, low)
-            j += 4
+            store(pm, (j + 4) * W, v4)
+            store(pm, (j + 5) * W, v5)
+            store(pm, (j + 6) * W, v6)
+            store(pm, (j + 7) * W, v7)
+            low = smaller(
+                low, smaller(smaller(smaller(v0, v1), smaller(v2, v3)), smaller(smaller(v4, v5), smaller(v6, v7)))
+            )
+            j += 8
         while j < K:
             v0 = zero
             for i in range(K):
@@ -391,27 +402,34 @@ def chain_parts(element: Any, io: Any, lanes: bool, structure: str, has_tangent:
         width = NV * W
         g = 0
         while g + 4 <= G:
-            for v in range(NV):
+            b, v = g * S, 0
+            while v < NV:
+                u = v + 1 if v + 1 < NV else v
                 v0, v1, v2, v3 = zero, zero, zero, zero
-                b = g * S
+                v4, v5, v6, v7 = zero, zero, zero, zero
                 for i in range(K):
-                    x = load(A, i * width + v * W)
-                    v0 = fma(x, splat(w[b + i]), v0)
-                    v1 = fma(x, splat(w[b + S + i]), v1)
-                    v2 = fma(x, splat(w[b + 2 * S + i]), v2)
-                    v3 = fma(x, splat(w[b + 3 * S + i]), v3)
+                    r, q = i * width, b + i
+                    x, y = load(A, r + v * W), load(A, r + u * W)
+                    p = splat(w[q])
+                    v0, v4 = fma(x, p, v0), fma(y, p, v4)
+                    p = splat(w[q + S])
+                    v1, v5 = fma(x, p, v1), fma(y, p, v5)
+                    p = splat(w[q + 2 * S])
+                    v2, v6 = fma(x, p, v2), fma(y, p, v6)
+                    p = splat(w[q + 3 * S])
+                    v3, v7 = fma(x, p, v3), fma(y, p, v7)
                 store(pm, b + v * W, v0)
                 store(pm, b + S + v * W, v1)
                 store(pm, b + 2 * S + v * W, v2)
                 store(pm, b + 3 * S + v * W, v3)
-                v0 = select(v0 > zero, v0, low)
-                v1 = select(v1 > zero, v1, low)
-                v2 = select(v2 > zero, v2, low)
-                v3 = select(v3 > zero, v3, low)
-                v0 = select(v0 < v1, v0, v1)
-                v2 = select(v2 < v3, v2, v3)
-                v0 = select(v0 < v2, v0, v2)
-                low = select(v0 < low, v0, low)
+                store(pm, b + u * W, v4)
+                store(pm, b + S + u * W, v5)
+                store(pm, b + 2 * S + u * W, v6)
+                store(pm, b + 3 * S + u * W, v7)
+                low = smaller(
+                    low, smaller(smaller(smaller(v0, v1), smaller(v2, v3)), smaller(smaller(v4, v5), smaller(v6, v7)))
+                )
+                v += 2
             g += 4
         while g + 2 <= G:
             b, v = g * S, 0

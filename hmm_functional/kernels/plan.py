@@ -187,3 +187,8 @@ def gaussians_scratch(dim: int, num_gaussians: int, element: str) -> int:
     """Bytes of a thread's scratch in numba_gaussians."""
     width = LANES[element]
     return padded((dim + width + num_gaussians) * 2 * width * SIZE[element], 64)
+
+
+def join_scratch(num_states: int, element: str) -> int:
+    """Bytes of a thread's scratch in numba_join."""
+    return padded(CHUNK * (padded(num_states, LANES[element]) + 2) * SIZE[element], 64)
