@@ -6,7 +6,12 @@ The operator carries no autograd rule; it is called only inside `Function.forwar
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import array_api_compat.torch as xp_torch
@@ -253,6 +258,30 @@ class _Function(torch.autograd.Function):
         return tuple(primitive.jvp(BACKEND, ctx.spec, saved[:n], saved[n:], given))
 
 
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _apply(name: str, spec: str, *arrays: Tensor) -> Any:
     return _Function.apply(name, spec, *arrays)  # type: ignore[no-untyped-call]
+
+
+class _WhenDynamoComes(MetaPathFinder):
+    """Tells torch's compiler of `_apply` once it is imported: importing it for that would cost a second and a half."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != "torch._dynamo":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                module.allow_in_graph(_apply)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "torch._dynamo" in sys.modules:
+    torch.compiler.allow_in_graph(_apply)  # type: ignore[no-untyped-call]
+else:
+    sys.meta_path.insert(0, _WhenDynamoComes())
