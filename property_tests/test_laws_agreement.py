@@ -89,7 +89,7 @@ def test_kernels_agree_with_plain_loops(library, kernel, data):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-@pytest.mark.parametrize("kernel", ["reference", "parallel"])
+@pytest.mark.parametrize("kernel", ["reference", "parallel", "numba"])
 @given(data=st.data())
 def test_float32_is_within_its_bounds(library, kernel, data):
     """The bound of NUMERICS.md, against the float64 answer for the same float32 inputs."""
@@ -100,8 +100,13 @@ def test_float32_is_within_its_bounds(library, kernel, data):
         log_emission=model.log_emission.astype(np.float32),
         log_final=model.log_final.astype(np.float32),
     )
-    actual = call(LIBRARIES[library], "forward_backward", model, kernel=kernel)
-    best = call(LIBRARIES[library], "viterbi", model, kernel=kernel)
+    try:
+        actual = call(LIBRARIES[library], "forward_backward", model, kernel=kernel)
+        best = call(LIBRARIES[library], "viterbi", model, kernel=kernel)
+    except ValueError as error:
+        assert library == "jax"
+        assert_declines(kernel, error)
+        return
     assert actual.log_likelihood.dtype == actual.log_posteriors.dtype == best.log_joint.dtype == np.float32
     for b, length in enumerate(model.lengths):
         exact = dynamic_program(*model.sequence((b,)))

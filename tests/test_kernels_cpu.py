@@ -15,6 +15,7 @@ import torch
 
 import hmm_functional as hf
 from hmm_functional.kernels import compiled, cpu, halves, plan, threads
+from tests.helpers.dynamic_program import dynamic_program
 from tests.test_operation_counts import Launches
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -262,6 +263,56 @@ def test_other_byte_orders_are_read_right():
     arrays = [x.numpy() for x in model(batch=2, num_steps=9)]
     found = hf.log_likelihood(*(x.astype(x.dtype.newbyteorder()) for x in arrays))
     np.testing.assert_array_equal(found, hf.log_likelihood(*arrays))
+
+
+# Exactness where a kernel's own choices could lose it; the oracle is in extended precision
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("form", ["ergodic", "left_to_right"])
+def test_many_states_keep_the_bounds(dtype, batch, form):
+    """From 32 states on float32 is computed in float32; vectors hold states, or sequences where there are many.
+
+    Left to right as a dense matrix, with scores of tens of nats, most sums fall below the guard.
+    """
+    rng = np.random.default_rng(batch)
+    num_states, num_steps = 35, 70
+    transition = np.log(rng.dirichlet(np.ones(num_states), num_states))
+    if form == "left_to_right":
+        transition = np.where(np.isin(np.subtract.outer(range(num_states), range(num_states)), (0, -1)), -0.7, -np.inf)
+    arrays = (
+        np.log(rng.dirichlet(np.ones(num_states))),
+        transition,
+        30 * rng.normal(size=(batch, num_steps, num_states)),
+    )
+    arrays = tuple(x.astype(dtype) for x in arrays)
+    lengths = np.full(batch, num_steps)
+    lengths[::2] -= 9
+    found = hf.forward_backward(*arrays, lengths=lengths)
+    best = hf.viterbi(*arrays, lengths=lengths)
+    counts = hf.expected_transitions(*arrays, lengths=lengths)
+    bound = 1e-6 if dtype is np.float32 else 1e-12
+    for b in (0, batch - 1):
+        emission = arrays[2][b, : lengths[b]]
+        exact = dynamic_program(arrays[0], arrays[1], emission)
+        size = np.abs(emission).max(-1).sum()
+        assert abs(found.log_likelihood[b] - exact.log_likelihood) <= bound * size
+        assert abs(best.log_joint[b] - exact.log_joint) <= bound * size
+        posteriors = np.exp(exact.log_posteriors.astype(np.float64))
+        close = {"rtol": 0, "atol": 2e-4 if dtype is np.float32 else 1e-10}
+        np.testing.assert_allclose(np.exp(found.log_posteriors[b, : lengths[b]]), posteriors, **close)
+        np.testing.assert_allclose(
+            counts[b], exact.expected_transitions.astype(np.float64), rtol=0, atol=20 * close["atol"]
+        )
+
+
+def test_products_of_densities_do_not_cancel():
+    """States a million standard deviations apart, in float32: the densities of the nearest are right."""
+    means = np.array([[0.0], [1e6]], np.float32)
+    x = np.array([[0.5], [1e6 + 1]], np.float32)
+    found = hf.gaussian_log_prob(x, means, np.ones((2, 1), np.float32))
+    np.testing.assert_allclose(np.diagonal(found), [-0.125 - 0.9189385, -0.5 - 0.9189385], rtol=1e-6)
 
 
 # Counts that say where time goes
