@@ -109,9 +109,9 @@ def statistics(
         return posteriors, _zeros(weights) if has_counts else None
     job = made.job
     _turn_around(job, final)
-    job.point(layout.MESSAGES, contiguous(messages))
+    job.point(layout.MESSAGES, _of_all(made, messages))
     job.point(layout.VALUES, posteriors)
-    job.point(layout.GRADIENT_SCALE, contiguous(scale))
+    job.point(layout.GRADIENT_SCALE, _of_all(made, scale))
     counted = has_counts and made.num_steps > 1
     jobs = made.jobs("backward", True, reverse=True)
     arrays = [_room_for_counts(made, job, made.structure) for job in jobs] if counted else []
@@ -134,8 +134,8 @@ def pull(call: MessageCall, values: Array, cotangent: Array) -> tuple[Array, Arr
     if not made.batch:
         return start, _zeros(weights), change
     job = made.job
-    job.point(layout.MESSAGES, contiguous(values))
-    job.point(layout.COTANGENT, contiguous(cotangent))
+    job.point(layout.MESSAGES, _of_all(made, values))
+    job.point(layout.COTANGENT, _of_all(made, cotangent))
     job.point(layout.START, start)
     job.point(layout.VALUES, change)
     job.start(plan.one_by_one(made.batch, made.lengths))
@@ -193,6 +193,11 @@ def _in_order(made: Layout, counts: Any, lanes: bool) -> Any:
     # the backward pass travels from targets to sources, along negative offsets in rising order
     offsets = np.sort(-np.array(cast(Any, made.call.structure).offsets))
     return counts.reshape(-1, len(offsets), width)[:, np.searchsorted(offsets, sources - targets), sources]
+
+
+def _of_all(made: Layout, x: Array) -> Array:
+    """`x` of every sequence, where transforms left one for all."""
+    return contiguous(made.call.backend.xp.broadcast_to(x, (made.batch, *x.shape[1:])))
 
 
 def _zeros(x: Array) -> Array:
