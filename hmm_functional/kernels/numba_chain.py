@@ -549,7 +549,6 @@ def chain_parts(element: Any, io: Any, lanes: bool, structure: str, has_tangent:
     ) -> None:
         """Do again the sums that fell below the guard, or whose weights are too small to be linear."""
         K = a[NUM_STATES]
-        width = (K + W - 1) // W * W
         for g in range(G):
             for v in range(NV):
                 i = g * S + v * W
@@ -572,7 +571,6 @@ def chain_parts(element: Any, io: Any, lanes: bool, structure: str, has_tangent:
                                     tangent = f(tangents[k * a[WEIGHTS_FROM] + j * a[WEIGHTS_TO]])
                                     total += temp[k] * (d[base + k * stride] + tangent)
                             pd[i + l] = total / pm[i + l] if pm[i + l] > f(0.0) else f(0.0)
-        _ = width
 
     @jit
     def contract_tangents(A: Any, dA: Any, K: Any, NV: Any, S: Any, G: Any, w: Any, d: Any, pm: Any, pd: Any) -> None:

@@ -293,30 +293,6 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
 
 
 @intrinsic
-def maximum(typingctx: Any, a: Any, b: Any) -> Any:
-    """a where a > b, else b: b where one is NaN."""
-    if not (isinstance(a, Vec) and a == b):
-        return None
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", *args), *args)
-
-    return a(a, b), lower
-
-
-@intrinsic
-def minimum(typingctx: Any, a: Any, b: Any) -> Any:
-    """a where a < b, else b: b where one is NaN."""
-    if not (isinstance(a, Vec) and a == b):
-        return None
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("<", *args), *args)
-
-    return a(a, b), lower
-
-
-@intrinsic
 def any_lane(typingctx: Any, mask: Any) -> Any:
     """Whether any lane of a mask is set."""
     if not (isinstance(mask, Vec) and mask.element == types.boolean):
@@ -353,19 +329,6 @@ def make_from_bits(vec: Any) -> Any:
         return vec(int_of(vec)), lower
 
     return from_bits
-
-
-@intrinsic
-def to_float(typingctx: Any, x: Any) -> Any:
-    """Integer lanes as floating-point numbers of the same width."""
-    if not isinstance(x, Vec) or x.element not in (types.int64, types.int32):
-        return None
-    found = Vec(types.float64 if x.element == types.int64 else types.float32, x.lanes)
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.sitofp(args[0], context.get_value_type(sig.return_type))
-
-    return found(x), lower
 
 
 @intrinsic
