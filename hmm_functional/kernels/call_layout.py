@@ -102,12 +102,10 @@ class Layout:
             emission = [contiguous(x) for x in emission]
         job.point(layout.EMISSION, emission[0])
         fields[layout.EMISSION_BATCH], fields[layout.EMISSION_STEP], _ = strides(emission[0])
-        start = [contiguous(x) for x in call.initial]
-        job.point(layout.INITIAL, start[0])
-        fields[layout.INITIAL_BATCH] = self.num_states if start[0].shape[0] > 1 else 0
+        job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, call.initial[0])
         if self.has_tangent:
             job.point(layout.TANGENT, emission[1])
-            job.point(layout.INITIAL_TANGENT, start[1])
+            job.point(layout.INITIAL_TANGENT, contiguous(call.initial[1]))
         lengths = self.lengths
         if lengths is None:
             lengths = np.empty(self.batch, np.int64)

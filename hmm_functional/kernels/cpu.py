@@ -60,7 +60,7 @@ def forward(call: MessageCall, final: Array, has_messages: bool, is_normalised: 
 
 def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | None, form: int) -> None:
     job = made.job
-    halves.point_final(job, final)
+    job.point_rows(layout.FINAL, layout.FINAL_BATCH, final)
     job.point(layout.LOG_LIKELIHOOD, likelihood)
     job.point(layout.TOTAL, np.empty(made.batch))
     if messages is not None:
@@ -84,18 +84,11 @@ def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
 
 def _backward(made: Layout, final: Array, messages: Array, values: Array, *, is_tagged: bool) -> None:
     job = made.job
-    _turn_around(job, final)
+    job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, final)  # where a backward pass starts
     job.point(layout.MESSAGES, messages)
     job.point(layout.VALUES, values)
     job.fields[layout.TAGGED] = int(is_tagged)
     made.execute(made.jobs("backward", False, reverse=True))
-
-
-def _turn_around(job: Job, final: Array) -> None:
-    """A backward pass starts from the final weights."""
-    final = contiguous(final)
-    job.point(layout.INITIAL, final)
-    job.fields[layout.INITIAL_BATCH] = final.shape[1] if final.shape[0] > 1 else 0
 
 
 def statistics(
@@ -108,7 +101,7 @@ def statistics(
     if not made.batch:
         return posteriors, _zeros(weights) if has_counts else None
     job = made.job
-    _turn_around(job, final)
+    job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, final)  # where a backward pass starts
     job.point(layout.MESSAGES, _of_all(made, messages))
     job.point(layout.VALUES, posteriors)
     job.point(layout.GRADIENT_SCALE, _of_all(made, scale))
@@ -216,7 +209,7 @@ def best_path(call: MessageCall, final: Array) -> tuple[Array, Array]:
         if made.structure != "dense":
             ways = len(structure.offsets) or structure.degrees[0]
         job = made.job
-        halves.point_final(job, final)
+        job.point_rows(layout.FINAL, layout.FINAL_BATCH, final)
         job.point(layout.STATES, states)
         job.point(layout.SCORES, scores)
         code = "u8" if ways <= 2**8 else "u16" if ways <= 2**16 else "i32"

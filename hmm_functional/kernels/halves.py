@@ -9,15 +9,8 @@ import numpy as np
 from ..backend import Array
 from . import compiled, layout, plan
 from .call_layout import Layout
-from .job import Job, execute
-from .memory import contiguous, empty_like, host
-
-
-def point_final(job: Job, final: Array) -> None:
-    """Log weights of ending (B or 1, K)."""
-    final = contiguous(final)
-    job.point(layout.FINAL, final)
-    job.fields[layout.FINAL_BATCH] = final.shape[1] if final.shape[0] > 1 else 0
+from .job import execute
+from .memory import empty_like, host
 
 
 def can_meet(made: Layout) -> bool:
@@ -46,7 +39,7 @@ def meet(made: Layout, final: Array, likelihood: Array) -> None:
     between[...] = 0.0
     join = Layout(replace(call, initial=(lasts[0],), emission=(between,), lengths=None))
     found = np.empty(batch)
-    point_final(join.job, lasts[1])
+    join.job.point_rows(layout.FINAL, layout.FINAL_BATCH, lasts[1])
     join.job.point(layout.LOG_LIKELIHOOD, found)
     join.job.point(layout.TOTAL, np.empty(batch))
     execute(join.jobs("messages", False), 1)
@@ -60,7 +53,7 @@ def smooth(made: Layout, final: Array, likelihood: Array, posteriors: Array) -> 
     back = Layout(replace(call, initial=(final,), reverse=True, include_emission=False))
     back.job.point(layout.VALUES, later)
     back.job.point(layout.TOTAL, np.empty(made.batch))
-    point_final(made.job, final)
+    made.job.point_rows(layout.FINAL, layout.FINAL_BATCH, final)
     made.job.point(layout.LOG_LIKELIHOOD, likelihood)
     made.job.point(layout.TOTAL, np.empty(made.batch))
     made.job.point(layout.VALUES, posteriors)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import Array
 from . import compiled, layout, plan, threads
-from .memory import address
+from .memory import address, contiguous
 
 
 class Job:
@@ -26,6 +26,12 @@ class Job:
         """Let `field` be the address of `x`, which is kept."""
         self._kept.append(x)
         self.fields[field] = address(x)
+
+    def point_rows(self, field: int, by_batch: int, x: Array) -> None:
+        """Let `field` be the address of rows (B or 1, K), and `by_batch` their stride."""
+        x = contiguous(x)
+        self.point(field, x)
+        self.fields[by_batch] = x.shape[1] if x.shape[0] > 1 else 0
 
     def copy(self) -> Job:
         found = Job()
@@ -54,7 +60,7 @@ class Job:
 
 
 def execute(jobs: Sequence[Job], num_threads: int) -> None:
-    """Do the tasks of all jobs on at most `num_threads` threads, the longest jobs first."""
+    """Do the tasks of all jobs, in their order, on at most `num_threads` threads."""
     count = min(num_threads, sum(job.num_tasks for job in jobs))
     calls = [(job.entry, address(job.array())) for job in jobs]
 

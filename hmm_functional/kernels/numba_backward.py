@@ -70,6 +70,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
     reduce_max, reduce_sum, ios, exact = parts.reduce_max, parts.reduce_sum, parts.ios, parts.exact
     advance = parts.advance
     is_dense, is_banded = structure == "dense", structure == "banded"
+    weigh = parts.weigh
     bytes_of = 8 if element == types.float64 else 4
     io_bytes = 8 if io == types.float64 else 4
     # how far below their peaks' product z may lie for linear pairs to be right to rounding
@@ -479,13 +480,6 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
             for t in range(longest, T):
                 for k in range(K):
                     ios(a[VALUES])[(order[first + g] * T + t) * K + k] = io(0.0) if is_gradient else io(-infinity)
-
-    @jit
-    def weigh(K: Any, wm: Any, C: Any) -> None:
-        """Products times the weights, with the pairs that were summed apart."""
-        size = K * ((K + W - 1) // W * W)
-        for i in range(size):
-            C[i] = C[i] * wm[i] + C[size + i]
 
     def run(a, slot):
         scratch = a[SCRATCH] + slot * a[SCRATCH_BYTES]

@@ -775,6 +775,13 @@ def chain_parts(element: Any, io: Any, lanes: bool, structure: str, has_tangent:
                 if is_dense:
                     store(w, i, load(m, i) * power(y))
 
+    @jit
+    def weigh(K: Any, wm: Any, C: Any) -> None:
+        """Products times the weights, with the pairs that were summed apart."""
+        size = K * ((K + W - 1) // W * W)
+        for i in range(size):
+            C[i] = C[i] * wm[i] + C[size + i]
+
     # One sequence of at most 8 states: a chunk's messages stay linear, in a register
 
     iota = ar.iota

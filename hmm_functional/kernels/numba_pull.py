@@ -59,6 +59,7 @@ def build(element: Any, io: Any, structure: str) -> Any:
     exp_split, power, fold_add, fold_max = ar.exp_split, ar.power, ar.fold_add, ar.fold_max
     prepare_slot, exact, ios, contract_states = parts.prepare_slot, parts.exact, parts.ios, parts.contract_states
     guard, big, empty, infinity = ar.guard, ar.big, parts.empty, float("inf")
+    weigh = parts.weigh
     bytes_of = 8 if element == types.float64 else 4
     io_bytes = 8 if io == types.float64 else 4
 
@@ -184,13 +185,6 @@ def build(element: Any, io: Any, structure: str) -> Any:
                 out[(b * T + t) * K + i] = io(0.0)
         if is_dense and a[COUNTS] != 0 and a[IS_COUNTED_APART] != 0:
             weigh(K, wm, C)
-
-    @jit
-    def weigh(K: Any, wm: Any, C: Any) -> None:
-        """Products times the weights, with the shares that were summed apart."""
-        size = K * ((K + W - 1) // W * W)
-        for i in range(size):
-            C[i] = C[i] * wm[i] + C[size + i]
 
     def run(a, slot):
         scratch = a[SCRATCH] + slot * a[SCRATCH_BYTES]
