@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import hmm_functional as hf
-from hmm_functional.kernels import compiled, cpu, halves, plan, threads
+from hmm_functional.kernels import compiled, cpu, halves, plan, team, threads
 from tests.helpers.dynamic_program import dynamic_program
 from tests.test_operation_counts import Launches
 
@@ -65,14 +65,23 @@ def assert_same(one, other):
 # Threads and processes
 
 
-def test_two_threads_give_what_one_gives(two_threads):
+@pytest.fixture(params=["torch's threads", "own threads"])
+def both_kinds(request, two_threads, monkeypatch):
+    """Two threads of torch's team, and two of our own."""
+    if request.param == "own threads":
+        monkeypatch.setattr(team, "find", lambda: None)
+    elif team.find() is None:
+        pytest.skip("torch has no GNU OpenMP here")
+
+
+def test_two_threads_give_what_one_gives(both_kinds):
     arrays = model(batch=40)
     several = results(arrays)
     torch.set_num_threads(1)
     assert_same(several, results(arrays))
 
 
-def test_threads_of_the_user_may_call_at_once(two_threads):
+def test_threads_of_the_user_may_call_at_once(both_kinds):
     cases = [model(batch=3 + i, num_steps=50 + 30 * i) for i in range(6)]
     expected = [results(arrays) for arrays in cases]
     found = [None] * len(cases)
@@ -119,21 +128,45 @@ def test_one_long_sequence_takes_two_threads(two_threads, monkeypatch, form, dty
 def test_the_number_of_threads_is_torch_s(two_threads, monkeypatch):
     seen = []
     original = threads.run
-    monkeypatch.setattr(threads, "run", lambda job, count: (seen.append(count), original(job, count)))
+    monkeypatch.setattr(threads, "run", lambda calls, count: (seen.append(count), original(calls, count)))
     hf.log_likelihood(*model())
     torch.set_num_threads(1)
     hf.log_likelihood(*model())
-    assert seen == [2]
+    assert seen == [2, 1]
 
 
-def test_an_error_in_a_helper_reaches_the_caller():
-    def job(number):
-        if number == 0:
-            raise ValueError("helper")
+def test_work_is_shared_by_the_threads_of_torch(two_threads):
+    """Where torch has GNU OpenMP, as on Linux, no thread of our own is started."""
+    if team.find() is None:
+        pytest.skip("torch has no GNU OpenMP here")
+    run(
+        """
+        import threading, torch, hmm_functional as hf
+        from hmm_functional.kernels import plan, team, threads
+        torch.set_num_threads(2)
+        plan.SERIAL_WORK = 0
+        counts, found = [], team.find()
+        original = found._parallel
+        found._parallel = lambda *words: (counts.append(words[2]), original(*words))
+        hf.log_likelihood(torch.zeros(3), torch.zeros(3, 3), torch.randn(8, 50, 3))
+        assert counts == [2] and threads._idle == [] and threading.active_count() == 1
+        """
+    )
 
-    with pytest.raises(ValueError, match="helper"):
-        threads.run(job, 2)
-    threads.run(lambda number: None, 2)  # and the helper still serves
+
+def test_without_torch_threads_of_our_own_help():
+    run(
+        """
+        import sys, numpy as np, hmm_functional as hf
+        from hmm_functional.kernels import plan, threads
+        threads.available = lambda: 2
+        plan.SERIAL_WORK = 0
+        arrays = (np.zeros(3), np.zeros((3, 3)), np.random.default_rng(0).normal(size=(8, 50, 3)))
+        found = hf.log_likelihood(*arrays)
+        assert "torch" not in sys.modules and len(threads._idle) == 1
+        np.testing.assert_allclose(found, hf.log_likelihood(*arrays, kernel="reference"), rtol=1e-12)
+        """
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -147,7 +180,6 @@ def test_a_forked_process_starts_its_own_helpers():
         plan.SERIAL_WORK = 0
         arrays = (torch.zeros(3), torch.zeros(3, 3), torch.randn(8, 50, 3))
         expected = hf.log_likelihood(*arrays)
-        assert threads._idle, "no helper was started"
         child = os.fork()
         if child == 0:
             same = torch.equal(hf.log_likelihood(*arrays), expected)

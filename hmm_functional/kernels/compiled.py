@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,15 +24,29 @@ from typing import Any
 
 import numpy as np
 
-Entry = Callable[[int, int], None]
-"""(address of the fields, number of the thread); releases the interpreter's lock."""
-
 DIRECTORY = "HMM_FUNCTIONAL_CACHE_DIR"
 """Environment variable that says where object code is kept."""
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 # what object code may ask of the process; anything else would end it when loaded
 _KNOWN_SYMBOLS = re.compile(r"llvm\.|mem(set|cpy|move)$|log$|exp$")
+
+
+class Entry:
+    """A compiled function, taking the address of its fields and a thread's number; releases the interpreter's lock."""
+
+    __slots__ = ("_function", "address")
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self._function = _ENTRY(address)
+
+    def __call__(self, fields: int, thread: int) -> None:
+        self._function(_RESULT, _PROBLEM, fields, thread)
+
+
+_unused = np.zeros(2, np.int64)  # where Numba's convention returns a value and an exception
+_RESULT, _PROBLEM = _unused.ctypes.data, _unused.ctypes.data + 8
 
 _logger = logging.getLogger("hmm_functional")
 _lock = RLock()
@@ -206,14 +219,19 @@ def _load(symbol: str, code: bytes) -> Entry:
 
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    return Entry(_address(engine, symbol))
+
+
+def from_text(text: str, symbol: str) -> int:
+    """Address of a small function, given in LLVM's language."""
+    import llvmlite.binding as llvm
+
+    with _lock:
+        return _address(llvm.create_mcjit_compiler(llvm.parse_assembly(text), _machine()), symbol)
+
+
+def _address(engine: Any, symbol: str) -> int:
+    """Of a function that will live as long as the process."""
     engine.finalize_object()
-    function = _ENTRY(engine.get_function_address(symbol))
-    _kept.append((engine, function))
-    unused = np.zeros(2, np.int64)  # where Numba's convention returns a value and an exception
-    result, problem = unused.ctypes.data, unused.ctypes.data + 8
-    _kept.append(unused)
-
-    def call(fields: int, thread: int) -> None:
-        function(result, problem, fields, thread)
-
-    return call
+    _kept.append(engine)
+    return int(engine.get_function_address(symbol))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -60,15 +60,6 @@ class Job:
 
 
 def execute(jobs: Sequence[Job], num_threads: int) -> None:
-    """Do the tasks of all jobs, in their order, on at most `num_threads` threads."""
-    count = min(num_threads, sum(job.num_tasks for job in jobs))
-    calls = [(job.entry, address(job.array())) for job in jobs]
-
-    def share(number: int) -> None:
-        for entry, fields in calls:
-            entry(fields, number)  # type: ignore[misc]
-
-    if count <= 1:
-        share(0)
-    else:
-        threads.run(share, count)
+    """Do the tasks of all jobs, in their order, on `num_threads` threads, or one where there is but one task."""
+    calls = [(cast(compiled.Entry, job.entry), address(job.array())) for job in jobs]
+    threads.run(calls, num_threads if sum(job.num_tasks for job in jobs) > 1 else 1)

@@ -16,8 +16,8 @@ LANES = {"f64": 8, "f32": 16}
 SIZE = {"f64": 8, "f32": 4}
 SINGLE_FROM = 32
 """States from which float32 inputs are computed in float32; fewer gain nothing by it and get float64 inside."""
-SERIAL_WORK = 100_000
-"""Elementary operations below which waking a second thread costs more than it saves."""
+SERIAL_WORK = 40_000
+"""Elementary operations below which a second thread costs more than it saves, though it be awake."""
 MOST_LANE_SCRATCH = 2**28
 """Bytes that messages or back-pointers of a task may take before its sequences go in smaller groups, or in segments."""
 FULL_ENOUGH = 0.3

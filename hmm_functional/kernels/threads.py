@@ -1,48 +1,49 @@
-"""Threads that help a kernel call: few, asleep between calls, and as many as torch was told to use.
+"""Threads that help a kernel call: torch's own where it has OpenMP threads to share, else a few that sleep on a lock.
 
-Helpers are started when first needed and wait on a lock, so that they take nothing from torch's own threads. A forked
-process starts its own. In a DataLoader's worker torch says one thread, and none is started.
+As many as torch was told to use. A forked process cannot use the OpenMP threads of its parent and starts its own. In a
+DataLoader's worker torch says one thread, and none is started.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from queue import SimpleQueue
-from threading import Thread, local
+from threading import Thread
 
-Job = Callable[[int], None]
-"""A share of the work, given the number of the thread that does it."""
+from . import team
+from .compiled import Entry
+
+Calls = Sequence[tuple[Entry, int]]
+"""Compiled functions, each with the address of its fields; what they share out among threads, they find there."""
 
 
 class _Helper:
     def __init__(self) -> None:
-        self.jobs: SimpleQueue[tuple[Job, int, SimpleQueue[BaseException | None]]] = SimpleQueue()
+        self.jobs: SimpleQueue[tuple[Calls, int, SimpleQueue[None]]] = SimpleQueue()
         Thread(target=self._serve, daemon=True, name="hmm_functional").start()
 
     def _serve(self) -> None:
-        _inside.is_helper = True
         while True:
-            job, number, done = self.jobs.get()
-            try:
-                job(number)
-                done.put(None)
-            except BaseException as error:
-                done.put(error)
+            calls, number, done = self.jobs.get()
+            _make(calls, number)
+            done.put(None)
 
 
-_inside = local()
 _idle: list[_Helper] = []
+_is_forked = False
 
 
-def _forget() -> None:
-    """After a fork no helper runs any more."""
+def _after_fork() -> None:
+    """No thread but the forking one is left."""
+    global _is_forked
+    _is_forked = True
     _idle.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def available() -> int:
@@ -53,25 +54,33 @@ def available() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(job: Job, count: int) -> None:
-    """job(0), ..., job(count - 1), side by side; the last on the calling thread.
+def run(calls: Calls, count: int) -> None:
+    """Make all calls on each of at most `count` threads, the calling one among them, numbered from 0."""
+    if count <= 1:
+        _make(calls, 0)
+    elif not _is_forked and (found := team.find()) is not None:
+        found.run(calls, count)
+    else:
+        _run_on_helpers(calls, count)
 
-    Threads that call at once do not share helpers: each takes idle ones, or starts some.
-    """
+
+def _make(calls: Calls, number: int) -> None:
+    for entry, fields in calls:
+        entry(fields, number)
+
+
+def _run_on_helpers(calls: Calls, count: int) -> None:
+    """Threads that call at once do not share helpers: each takes idle ones, or starts some."""
     helpers: list[_Helper] = []
-    done: SimpleQueue[BaseException | None] = SimpleQueue()
-    for number in range(count - 1):
+    done: SimpleQueue[None] = SimpleQueue()
+    for number in range(1, count):
         try:
             helper = _idle.pop()
         except IndexError:
             helper = _Helper()
         helpers.append(helper)
-        helper.jobs.put((job, number, done))
-    try:
-        job(count - 1)
-    finally:
-        errors = [done.get() for _ in helpers]
-        _idle.extend(helpers)
-    for error in errors:
-        if error is not None:
-            raise error
+        helper.jobs.put((calls, number, done))
+    _make(calls, 0)
+    for _ in helpers:
+        done.get()
+    _idle.extend(helpers)
