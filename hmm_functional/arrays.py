@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, NoReturn
@@ -38,6 +38,8 @@ class Spec:
 
     num_best: int = 1
     """Paths a sequence, for the primitives that return paths."""
+    meets: bool = False
+    """Whether `forward` leaves messages, for `statistics` alone, that meet in the middle of each sequence."""
 
     def encode(self) -> str:
         """The Spec as a string."""
@@ -49,8 +51,9 @@ class Spec:
     def decode(encoded: str) -> Spec:
         """The Spec that `encode` wrote."""
         key, kernel, *words = encoded.split("|")
-        n = [int(word) for word in words]
-        return Spec(key, kernel, bool(n[0]), n[1], n[2], bool(n[3]), bool(n[4]), bool(n[5]), bool(n[6]), n[7])
+        kinds = (bool if field.type == "bool" else int for field in fields(Spec)[2:])
+        values: list[Any] = [kind(int(word)) for kind, word in zip(kinds, words, strict=True)]
+        return Spec(key, kernel, *values)
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,9 @@ class Unpacked:
 
     def fused(self) -> tuple[Fused, MessageCall] | None:
         """Whole quantities from the kernel that serves this chain, if it has them, and the call they take."""
-        call = self.call(self.emission)
-        fused = select(self.spec.kernel, call).fused
-        return None if fused is None else (fused, call)
+        theta = (*self.theta[:-2], self.emission, self.final)
+        lengths = self.lengths if self.spec.is_ragged else None
+        return _fused(self.backend, self.structure, theta, lengths, self.spec.kernel)
 
     def messages(self, call: MessageCall) -> Messages:
         return chain_messages(call, self.spec.kernel)
@@ -163,20 +166,25 @@ def chain_arrays(chain: Chain, kernel: str) -> ChainArrays:
 
 
 def fused(chain: Chain, kernel: str) -> tuple[Fused, MessageCall] | None:
-    """Whole quantities from the kernel that serves a chain of which no derivative is asked, and the call they take."""
+    """Whole quantities from the kernel that serves the chain, if it has them, and the call they take."""
     check_name(kernel)
-    backend = chain.backend
-    if backend.records((chain.initial, *chain.weights, chain.emission, chain.final)):
+    theta = (chain.initial, *chain.weights, chain.emission, chain.final)
+    return _fused(chain.backend, chain.structure, theta, chain.lengths if chain.is_ragged else None, kernel)
+
+
+def fused_values(chain: Chain, kernel: str) -> tuple[Fused, MessageCall] | None:
+    """The same for a chain of which no derivative is asked, else None."""
+    if chain.backend.records((chain.initial, *chain.weights, chain.emission, chain.final)):
+        check_name(kernel)
         return None
-    call = MessageCall(
-        backend=backend,
-        semiring=LOG,
-        structure=chain.structure,
-        weights=tuple((w,) for w in chain.weights),
-        initial=(chain.initial,),
-        emission=(chain.emission,),
-        lengths=chain.lengths if chain.is_ragged else None,
-    )
+    return fused(chain, kernel)
+
+
+def _fused(
+    backend: Backend, structure: Structure, theta: Sequence[Array], lengths: Array | None, kernel: str
+) -> tuple[Fused, MessageCall] | None:
+    weights = tuple((w,) for w in theta[1:-2])
+    call = MessageCall(backend, LOG, structure, weights, (theta[0],), (theta[-2],), lengths)
     found = select(kernel, call).fused
     return None if found is None else (found, call)
 

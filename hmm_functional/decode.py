@@ -9,7 +9,7 @@ from typing import Any
 
 from ._check import need_count, need_integers, need_range
 from ._types import Viterbi
-from .arrays import Spec, chain_arrays, emission_shape, fused, no_rule, unpack
+from .arrays import Spec, chain_arrays, emission_shape, fused_values, no_rule, unpack
 from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, declare
 from .chain import Chain, chain_of
@@ -159,7 +159,7 @@ def _best(chain: Chain, kernel: str, k: int) -> tuple[Array, Array]:
     backend, xp = chain.backend, chain.backend.xp
     if isinstance(chain.structure, Factored):
         chain = chain.with_dense_transition()
-    if k == 1 and (whole := fused(chain, kernel)) is not None:
+    if k == 1 and (whole := fused_values(chain, kernel)) is not None:
         states, scores = whole[0].best_path(whole[1], chain.final)
         return states[:, None, :], scores[:, None]
     arrays = chain_arrays(chain, kernel)

@@ -45,7 +45,7 @@ def _forward(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[A
     xp, a = backend.xp, unpack(backend, encoded, arrays)
     if (whole := a.fused()) is not None:
         fused, call = whole
-        return fused.forward(call, a.final, a.spec.has_messages)
+        return fused.forward(call, a.final, a.spec.has_messages, meets=a.spec.meets)
     emission, top = a.centred()
     found = a.messages(a.call(emission, last_only=not a.spec.has_messages))
     end = logsumexp(backend, found.last[0] + a.final)
@@ -120,7 +120,7 @@ def _statistics(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tupl
     (scale,), (messages,) = a.extras, a.saved
     if (whole := a.fused()) is not None and a.weights[0].shape[1] == 1:
         fused, call = whole
-        posterior, counted = fused.statistics(call, a.final, messages, scale, a.spec.has_counts)
+        posterior, counted = fused.statistics(call, a.final, messages, scale, a.spec.has_counts, a.spec.meets)
         counted = xp.zeros_like(a.weights[0]) if counted is None else counted
         return a.shared((posterior[:, 0, :], counted, posterior, at_last(a, posterior)))
     emission, _ = a.centred()

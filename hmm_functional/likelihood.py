@@ -8,7 +8,7 @@ from typing import Any
 
 from ._check import need_count
 from ._types import Forward
-from .arrays import chain_arrays, fused
+from .arrays import chain_arrays, fused, fused_values
 from .backend import Array
 from .chain import Chain, chain_of
 from .gradient import BACKWARD, FORWARD
@@ -92,7 +92,7 @@ def forward(
                 [0.8834, 0.1166]])
     """
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
-    if (whole := fused(chain, kernel)) is not None:
+    if (whole := fused_values(chain, kernel)) is not None:
         likelihood, filtered = whole[0].forward(whole[1], chain.final, True, True)
         filtered = masked(chain, filtered)
     else:
@@ -152,13 +152,17 @@ def forecast(
 
 def forward_pass(chain: Chain, kernel: str, *, has_messages: bool = False) -> tuple[Array, ...]:
     """(log_likelihood (B,), messages (B, T, K)), or the first alone."""
-    if (whole := fused(chain, kernel)) is not None:
-        return whole[0].forward(whole[1], chain.final, has_messages)
     arrays = chain_arrays(chain, kernel)
+    records = chain.backend.records(arrays.theta)
+    whole = None if chain.backend.is_traced(*arrays.theta) else fused(chain, kernel)
+    meets = whole is not None and not has_messages and whole[0].meets(whole[1])
+    if whole is not None and not records:
+        return whole[0].forward(whole[1], chain.final, has_messages, meets=meets)
     spec = replace(
         arrays.spec,
-        has_messages=has_messages or chain.backend.records(arrays.theta),
+        has_messages=has_messages or records,
         messages_vary=has_messages,
+        meets=meets and chain.weights[0].shape[1] == 1,
     )
     return chain.backend.call(FORWARD, spec.encode(), [*arrays.theta, *arrays.constants])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ._check import need_count
 from ._types import ForwardBackward
-from .arrays import chain_arrays, fused
+from .arrays import chain_arrays, fused_values
 from .backend import Array
 from .chain import Chain, chain_of
 from .gradient import STATISTICS
@@ -53,7 +53,7 @@ def forward_backward(
                 [0.8834, 0.1166]])
     """
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths, log_final=log_final)
-    if (whole := fused(chain, kernel)) is not None:
+    if (whole := fused_values(chain, kernel)) is not None:
         found = whole[0].smooth(whole[1], chain.final)
         return ForwardBackward(*(chain.unflatten(x) for x in found))
     likelihood, messages = forward_pass(chain, kernel, has_messages=True)

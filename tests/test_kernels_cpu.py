@@ -101,28 +101,48 @@ def test_threads_of_the_user_may_call_at_once(both_kinds):
 
 @pytest.mark.parametrize("form", ["dense", "banded", "sparse"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lengths", [None, [61]])
-def test_one_long_sequence_takes_two_threads(two_threads, monkeypatch, form, dtype, lengths):
-    """Meeting in the middle, and both directions at once, from hard scores: equal to one pass after the other."""
+@pytest.mark.parametrize(("lengths", "hard"), [(None, ""), ([61], ""), ([2], ""), (None, "impossible"), (None, "nan")])
+def test_one_long_sequence_takes_two_threads(two_threads, monkeypatch, form, dtype, lengths, hard):
+    """Its passes meet in the middle, from hard scores: equal to one pass after the other."""
     seen = []
-    for name in ("meet", "smooth"):
+    for name in ("meet", "go_on"):
         original = getattr(halves, name)
-        monkeypatch.setattr(halves, name, lambda *args, f=original, n=name: (seen.append(n), f(*args))[1])
-    initial, transition, emission = model(batch=1, num_steps=90, num_states=5, dtype=dtype)
+        monkeypatch.setattr(halves, name, lambda *args, f=original, n=name, **o: (seen.append(n), f(*args, **o))[1])
+    initial, matrix, emission = model(batch=1, num_steps=90, num_states=5, dtype=dtype)
     emission = emission * 40
-    if form == "banded":
-        transition = hf.Banded(transition[:2], (0, 1))
-    elif form == "sparse":
-        transition = hf.Sparse(transition.flatten()[:9], [0, 1, 2, 3, 4, 0, 2, 4, 1], [0, 2, 2, 4, 1, 3, 3, 0, 4], 5)
-    arrays = (initial, transition, emission)
-    value = hf.log_likelihood(*arrays, lengths=lengths)
-    smoothed = hf.forward_backward(*arrays, lengths=lengths)
-    assert seen == ["meet", "smooth"]
+    if hard:
+        emission[0, 70] = -torch.inf if hard == "impossible" else torch.nan
+
+    def quantities(kernel):
+        leaves = [x.clone().requires_grad_() for x in (initial, matrix, emission)]
+        weights = leaves[1]
+        if form == "banded":
+            weights = hf.Banded(weights[:2], (0, 1))
+        elif form == "sparse":
+            sources, targets = [0, 1, 2, 3, 4, 0, 2, 4, 1], [0, 2, 2, 4, 1, 3, 3, 0, 4]
+            weights = hf.Sparse(weights.flatten()[:9], sources, targets, 5)
+        value = hf.log_likelihood(leaves[0], weights, leaves[2], lengths=lengths, kernel=kernel)
+        value.sum().backward()
+        with torch.no_grad():
+            alone = hf.log_likelihood(leaves[0], weights, leaves[2], lengths=lengths, kernel=kernel)
+            smoothed = hf.forward_backward(leaves[0], weights, leaves[2], lengths=lengths, kernel=kernel)
+        gradients = [] if hard == "nan" else [x.grad for x in leaves]
+        return value.detach(), alone, smoothed.log_likelihood, smoothed.log_posteriors.exp(), *gradients
+
+    found = quantities("auto")
+    assert seen == ["meet", "go_on", "meet", "meet", "go_on"]
     close = {"rtol": 1e-6, "atol": 2e-4} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-10}
-    torch.testing.assert_close(value, hf.log_likelihood(*arrays, lengths=lengths, kernel="reference"), **close)
-    expected = hf.forward_backward(*arrays, lengths=lengths, kernel="reference")
-    torch.testing.assert_close(smoothed.log_likelihood, expected.log_likelihood, **close)
-    torch.testing.assert_close(smoothed.log_posteriors.exp(), expected.log_posteriors.exp(), **close)
+    for x, y in zip(found, quantities("reference"), strict=True):
+        torch.testing.assert_close(x, y, equal_nan=True, **close)
+
+
+def test_messages_that_meet_are_read_as_such_by_a_backward_with_other_threads(two_threads):
+    arrays = [x.requires_grad_() for x in model(batch=1, num_steps=90, num_states=5)]
+    value = hf.log_likelihood(*arrays)
+    torch.set_num_threads(1)
+    found = torch.autograd.grad(value.sum(), arrays)
+    expected = torch.autograd.grad(hf.log_likelihood(*arrays).sum(), arrays)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_number_of_threads_is_torch_s(two_threads, monkeypatch):

@@ -181,11 +181,13 @@ class _Shortcut(torch.autograd.Function):
 def _call(name: str, spec: str, arrays: Sequence[Tensor]) -> list[Tensor]:
     outputs = PRIMITIVES[name].value(BACKEND, spec, arrays)
     taken = {x.untyped_storage().data_ptr() for x in arrays}
-    owned = []
-    for y in outputs:  # an operator's outputs may alias neither its inputs nor each other
+    owned = list(outputs)
+    # an operator's outputs may alias neither its inputs nor each other; of those that do the largest is not copied
+    for i in sorted(range(len(owned)), key=lambda i: -owned[i].numel()):
+        y = owned[i]
         y = y.clone() if y.untyped_storage().data_ptr() in taken else y
         taken.add(y.untyped_storage().data_ptr())
-        owned.append(y.contiguous())
+        owned[i] = y.contiguous()
     return owned
 
 

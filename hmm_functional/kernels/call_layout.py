@@ -79,11 +79,6 @@ class Layout:
         """Elementary operations of a pass."""
         return plan.work(self.call.structure, self.batch, self.num_steps, self.num_states)
 
-    @property
-    def leaves_threads_idle(self) -> bool:
-        """Whether a pass could use twice the threads that its tasks keep busy."""
-        return self.work > 4 * plan.SERIAL_WORK and 2 * sum(len(p.tasks) - 1 for p in self.plans()) <= self.threads
-
     def turn(self, job: Job) -> None:
         """The other direction of travel."""
         fields = job.fields

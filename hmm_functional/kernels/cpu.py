@@ -16,7 +16,7 @@ from ..semiring import EXPECTATION, LOG
 from ..structure import Dense
 from . import compiled, halves, layout, plan
 from .call_layout import TYPES, Layout
-from .job import Job
+from .job import Job, execute
 from .memory import contiguous, empty_like, host, is_readable, kind_of, rounded
 from .registry import Fused, Kernel, MessageCall, Messages, register
 
@@ -45,17 +45,32 @@ def chain_messages(call: MessageCall) -> Messages:
     return Messages(values, scales, total, last)
 
 
-def forward(call: MessageCall, final: Array, has_messages: bool, is_normalised: bool = False) -> tuple[Array, ...]:
-    """Log-likelihoods (B,), and forward messages (B, T, K) where wanted, each row scaled or normalised."""
+def meets(call: MessageCall) -> bool:
+    """Whether the passes of the call are to meet in the middle of its few sequences."""
+    batch, num_steps, num_states = call.emission[0].shape
+    return plan.leaves_threads_idle(call.structure, batch, num_steps, num_states)
+
+
+def forward(
+    call: MessageCall, final: Array, has_messages: bool, is_normalised: bool = False, meets: bool = False
+) -> tuple[Array, ...]:
+    """Log-likelihoods (B,), and messages (B, T, K) where wanted, each row scaled or normalised.
+
+    The messages are forward ones, and where passes meet reversed ones of the late half.
+    """
     made = Layout(call)
     likelihood = empty_like(made.like, (made.batch,), "f64")
     messages = empty_like(made.like, made.like.shape, made.io) if has_messages else None
-    if made.batch and not has_messages and halves.can_meet(made):
-        halves.meet(made, final, likelihood)
+    if made.batch and meets and _can_be_cut(made):
+        halves.meet(made, final, likelihood, messages)
     elif made.batch:
         _forward(made, final, likelihood, messages, 2 if is_normalised else 0)
     likelihood = rounded(likelihood, made.like)
     return (likelihood,) if messages is None else (likelihood, messages)
+
+
+def _can_be_cut(made: Layout) -> bool:
+    return made.num_steps > 1 and (made.lengths is None or made.lengths.min() > 1)
 
 
 def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | None, form: int) -> None:
@@ -74,47 +89,80 @@ def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
     made = Layout(call)
     likelihood = empty_like(made.like, (made.batch,), "f64")
     posteriors = empty_like(made.like, made.like.shape, made.io)
-    if made.batch and made.leaves_threads_idle:
-        halves.smooth(made, final, likelihood, posteriors)
+    if meets(call) and _can_be_cut(made):
+        jobs = []
+        for cut, early, late in halves.meet(made, final, likelihood, posteriors, form=1):
+            for half in halves.go_on(cut, early, late, posteriors, posteriors):
+                half.job.fields[layout.TAGGED] = 1
+                jobs += half.jobs("backward", False, reverse=True)
+            posteriors[cut.number, cut.end :] = -np.inf
+        execute(jobs, made.threads)
     elif made.batch:
         _forward(made, final, likelihood, posteriors, 1)
-        _backward(made, final, posteriors, posteriors, is_tagged=True)
+        job = made.job
+        job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, final)  # where a backward pass starts
+        job.point(layout.MESSAGES, posteriors)
+        made.execute(made.jobs("backward", False, reverse=True))
     return posteriors, rounded(likelihood, made.like)
 
 
-def _backward(made: Layout, final: Array, messages: Array, values: Array, *, is_tagged: bool) -> None:
-    job = made.job
-    job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, final)  # where a backward pass starts
-    job.point(layout.MESSAGES, messages)
-    job.point(layout.VALUES, values)
-    job.fields[layout.TAGGED] = int(is_tagged)
-    made.execute(made.jobs("backward", False, reverse=True))
-
-
 def statistics(
-    call: MessageCall, final: Array, messages: Array, scale: Array, has_counts: bool
+    call: MessageCall, final: Array, messages: Array, scale: Array, has_counts: bool, meets: bool = False
 ) -> tuple[Array, Array | None]:
-    """Posteriors (B, T, K) times scale (B,), 0 in the padding, and expected counts, shaped as the weights, or None."""
+    """Posteriors (B, T, K) times scale (B,), 0 in the padding, and expected counts, shaped as the weights, or None.
+
+    Args:
+        messages: what `forward` gave, `meets` being the same.
+    """
     made = Layout(call)
     posteriors = empty_like(made.like, made.like.shape, made.io)
     weights = call.weights[0][0]
     if not made.batch:
         return posteriors, _zeros(weights) if has_counts else None
-    job = made.job
-    job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, final)  # where a backward pass starts
-    job.point(layout.MESSAGES, _of_all(made, messages))
-    job.point(layout.VALUES, posteriors)
-    job.point(layout.GRADIENT_SCALE, _of_all(made, scale))
+    messages, scale = _of_all(made, messages), _of_all(made, scale)
     counted = has_counts and made.num_steps > 1
-    jobs = made.jobs("backward", True, reverse=True)
-    arrays = [_room_for_counts(made, job, made.structure) for job in jobs] if counted else []
-    made.execute(jobs)
+    if meets and _can_be_cut(made):
+        counts = _statistics_of_halves(made, final, messages, scale, posteriors, counted)
+    else:
+        job = made.job
+        job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, final)  # where a backward pass starts
+        job.point(layout.MESSAGES, messages)
+        job.point(layout.VALUES, posteriors)
+        job.point(layout.GRADIENT_SCALE, scale)
+        jobs = made.jobs("backward", True, reverse=True)
+        arrays = [_room_for_counts(made, job, made.structure) for job in jobs] if counted else []
+        made.execute(jobs)
+        parts = zip(arrays, made.plans(), strict=True) if counted else ()
+        counts = sum(_in_order(made, array, tasks.lanes) for array, tasks in parts)
     if not has_counts:
         return posteriors, None
-    if not counted:
-        return posteriors, _zeros(weights)
-    parts = zip(arrays, made.plans(), strict=True)
-    return posteriors, _counts(made, [_in_order(made, counts, tasks.lanes) for counts, tasks in parts])
+    return posteriors, _counts(made, counts) if counted else _zeros(weights)
+
+
+def _statistics_of_halves(
+    made: Layout, final: Array, messages: Array, scale: Array, posteriors: Array, has_counts: bool
+) -> Any:
+    """`statistics` where passes meet: fills the posteriors and gives counts (B or 1, *base)."""
+    passes: list[tuple[halves.Cut, Layout, Any]] = []
+    jobs, between = [], []
+    for cut in halves.cuts(made, final):
+        one = slice(cut.number, cut.number + 1)
+        early, late = messages[one, cut.middle - 1], messages[one, cut.middle]
+        if has_counts:
+            between.append(halves.pairs_between(cut, early, late) * host(scale)[cut.number])
+        for half in halves.go_on(cut, early, late, messages, posteriors):
+            half.job.point(layout.GRADIENT_SCALE, scale[one])
+            (job,) = half.jobs("backward", True, reverse=True)
+            passes.append((cut, half, _room_for_counts(half, job, made.structure) if has_counts else None))
+            jobs.append(job)
+        posteriors[one, cut.end :] = 0.0
+    execute(jobs, made.threads)
+    if not has_counts:
+        return None
+    counts = np.stack(between)
+    for cut, half, array in passes:
+        counts[cut.number] += _in_order(half, array, False)[0]
+    return counts.sum(0, keepdims=True) if made.is_shared else counts
 
 
 def pull(call: MessageCall, values: Array, cotangent: Array) -> tuple[Array, Array, Array]:
@@ -142,10 +190,11 @@ def pull(call: MessageCall, values: Array, cotangent: Array) -> tuple[Array, Arr
     if counts is None:
         return start, _zeros(weights), change
     if structure == "dense":
-        counts = _in_order(made, counts, not call.reverse)
+        counts = _square(made, counts)
+        counts = counts.swapaxes(1, 2) if call.reverse else counts
     elif made.is_shared:
         counts = counts.sum(0, keepdims=True)
-    return start, _counts(made, [counts]), change
+    return start, _counts(made, counts), change
 
 
 def _room_for_counts(made: Layout, job: Job, structure: str) -> Any:
@@ -163,29 +212,41 @@ def _room_for_counts(made: Layout, job: Job, structure: str) -> Any:
     return counts
 
 
-def _counts(made: Layout, parts: list[Any]) -> Array:
-    """Sums of counts (B or 1, *base) as the weights' gradient."""
+def _counts(made: Layout, counts: Any) -> Array:
+    """Counts (B or 1, *base) as the weights' gradient."""
     weights = made.call.weights[0][0]
     found = empty_like(weights, weights.shape, made.io)
-    host(found)[...] = sum(parts)[:, None, ...]
+    host(found)[...] = counts[:, None, ...]
     return found
 
 
 def _in_order(made: Layout, counts: Any, lanes: bool) -> Any:
-    """Counts (B or 1, *base) from a kernel's layout: [from][to] with lanes, else turned."""
+    """Counts (B or 1, *base) of a pass against the direction of `made`, from the layout of numba_backward."""
+    reverse = made.call.reverse
+    if made.structure == "dense":  # [from][to] in time with lanes, else [to][from] on the way
+        square = _square(made, counts)
+        return square if lanes or reverse else square.swapaxes(1, 2)
+    if made.is_shared:
+        counts = counts.sum(0, keepdims=True)
+    if made.structure == "edges":
+        return counts
+    sources, targets = (host(x) for x in made.call.structure.tables[:2])
+    offsets = np.array(cast(Any, made.call.structure).offsets)
+    if not reverse:  # the pass travels from targets to sources
+        sources, targets, offsets = targets, sources, -offsets
+    # in rising order of offsets, at the state that the pass moves into
+    width = layout.padded(made.num_states, plan.LANES[made.element])
+    offsets = np.sort(offsets)
+    return counts.reshape(-1, len(offsets), width)[:, np.searchsorted(offsets, targets - sources), targets]
+
+
+def _square(made: Layout, counts: Any) -> Any:
+    """Counts (B or 1, K, K) of a dense transition."""
     if made.is_shared:
         counts = counts.sum(0, keepdims=True)
     num_states = made.num_states
     width = layout.padded(num_states, plan.LANES[made.element])
-    if made.structure == "dense":
-        square = counts[:, : num_states * width].reshape(-1, num_states, width)[:, :, :num_states]
-        return square if lanes else square.swapaxes(1, 2)
-    if made.structure == "edges":
-        return counts
-    sources, targets = (host(x) for x in made.call.structure.tables[:2])
-    # the backward pass travels from targets to sources, along negative offsets in rising order
-    offsets = np.sort(-np.array(cast(Any, made.call.structure).offsets))
-    return counts.reshape(-1, len(offsets), width)[:, np.searchsorted(offsets, sources - targets), sources]
+    return counts[:, : num_states * width].reshape(-1, num_states, width)[:, :, :num_states]
 
 
 def _of_all(made: Layout, x: Array) -> Array:
@@ -232,5 +293,5 @@ def unsupported(call: MessageCall) -> str | None:
     return None
 
 
-FUSED = Fused(forward, smooth, statistics, best_path, pull)
+FUSED = Fused(meets, forward, smooth, statistics, best_path, pull)
 register(Kernel("numba", lambda call: 10, unsupported, chain_messages, FUSED))

@@ -1,69 +1,146 @@
-"""Few long sequences on several threads: the forward and the backward pass at once, whole or meeting in the middle."""
+"""Few long sequences on twice the threads: both directions at once, meeting in the middle.
+
+Each sequence is cut in two. First one thread goes forward over the early half and another backward over the late half;
+what they say of the transition between the halves gives the likelihood. Then each goes on over the other's half, along
+the messages that it left there.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..backend import Array
-from . import compiled, layout, plan
+from . import layout
 from .call_layout import Layout
 from .job import execute
 from .memory import empty_like, host
+from .registry import MessageCall
 
 
-def can_meet(made: Layout) -> bool:
-    """Whether the halves of each sequence are worth two threads: constant weights, and one length for all."""
-    is_regular = made.lengths is None or made.batch == 1
-    return is_regular and made.is_constant and made.leaves_threads_idle
+@dataclass(frozen=True)
+class Cut:
+    """One sequence in two halves, steps 0..middle-1 and middle..end-1."""
+
+    number: int
+    middle: int
+    end: int
+    early: MessageCall
+    """Forward over the early half."""
+    late: MessageCall
+    """Backward over the late half."""
+    between: MessageCall
+    """Forward over two steps without emissions, from the last early to the first late one."""
 
 
-def meet(made: Layout, final: Array, likelihood: Array) -> None:
-    """Log-likelihoods (B,): forward over the first half, backward over the second, joined over the step between."""
-    call, batch, num_states = made.call, made.batch, made.num_states
-    num_steps = made.num_steps if made.lengths is None else int(made.lengths[0])
-    half, emission = num_steps // 2, call.emission[0]
-    ahead = replace(call, emission=(emission[:, :half, :],), lengths=None)
-    behind = replace(call, emission=(emission[:, half:num_steps, :],), initial=(final,), reverse=True, lengths=None)
-    totals, lasts, jobs = [], [], []
-    for part in (ahead, behind):
-        one = Layout(part)
-        totals.append(np.empty(batch))
-        lasts.append(empty_like(emission, (batch, num_states), made.io))
-        one.job.point(layout.TOTAL, totals[-1])
-        one.job.point(layout.LAST, lasts[-1])
-        jobs += one.jobs("messages", False)
-    execute(jobs, made.threads)
-    between = empty_like(emission, (batch, 2, num_states), made.io)
-    between[...] = 0.0
-    join = Layout(replace(call, initial=(lasts[0],), emission=(between,), lengths=None))
-    found = np.empty(batch)
-    join.job.point_rows(layout.FINAL, layout.FINAL_BATCH, lasts[1])
-    join.job.point(layout.LOG_LIKELIHOOD, found)
-    join.job.point(layout.TOTAL, np.empty(batch))
-    execute(join.jobs("messages", False), 1)
-    host(likelihood)[...] = totals[0] + totals[1] + found
+Met = tuple[Cut, Array, Array]
+"""A cut, and the last messages, (1, K) each, of its early and of its late half."""
 
 
-def smooth(made: Layout, final: Array, likelihood: Array, posteriors: Array) -> None:
-    """Log posteriors (B, T, K) and log-likelihoods (B,): both passes at once, then their rows together."""
+def cuts(made: Layout, final: Array) -> list[Cut]:
+    """Every sequence of a forward call in two halves."""
+    return [_cut(made, final, b) for b in range(made.batch)]
+
+
+def _cut(made: Layout, final: Array, b: int) -> Cut:
     call = made.call
-    later = empty_like(posteriors, made.like.shape, made.io)
-    back = Layout(replace(call, initial=(final,), reverse=True, include_emission=False))
-    back.job.point(layout.VALUES, later)
-    back.job.point(layout.TOTAL, np.empty(made.batch))
-    made.job.point_rows(layout.FINAL, layout.FINAL_BATCH, final)
-    made.job.point(layout.LOG_LIKELIHOOD, likelihood)
-    made.job.point(layout.TOTAL, np.empty(made.batch))
-    made.job.point(layout.VALUES, posteriors)
-    execute([*made.jobs("messages", False), *back.jobs("messages", False)], made.threads)
-    job = made.job.copy()
-    job.point(layout.MESSAGES, posteriors)
-    job.point(layout.COTANGENT, later)
-    job.point(layout.TICKET, np.zeros(1, np.int64))
-    job.num_tasks = made.batch * -(-made.num_steps // (16 * layout.CHUNK))
-    job.fields[layout.NUM_TASKS] = job.num_tasks
-    job.scratch(plan.join_scratch(made.num_states, made.element), made.threads)
-    job.entry = compiled.entry("join", made.element, made.io)
-    execute([job], made.threads)
+    end = made.num_steps if made.lengths is None else int(made.lengths[b])
+    middle = max(1, end // 2)
+
+    def own(x: Array) -> Array:
+        return x[b : b + 1, ...] if x.shape[0] > 1 else x
+
+    def slots(first: int, last: int) -> Any:
+        weights = tuple(own(w) for w in call.weights[0])
+        return (weights if made.is_constant else tuple(w[:, first:last, ...] for w in weights),)
+
+    emission = own(call.emission[0])
+    nothing = empty_like(emission, (1, 2, made.num_states), made.io)
+    nothing[...] = 0.0
+    whole = replace(call, initial=(own(call.initial[0]),), lengths=None)
+    return Cut(
+        number=b,
+        middle=middle,
+        end=end,
+        early=replace(whole, emission=(emission[:, :middle, :],), weights=slots(0, middle - 1)),
+        late=replace(
+            whole,
+            initial=(own(final),),
+            emission=(emission[:, middle:end, :],),
+            weights=slots(middle, end - 1),
+            reverse=True,
+        ),
+        between=replace(whole, emission=(nothing,), weights=slots(middle - 1, middle)),
+    )
+
+
+def meet(made: Layout, final: Array, likelihood: Array, messages: Array | None = None, form: int = 0) -> list[Met]:
+    """Log-likelihoods (B,), and messages (B, T, K), forward ones of the early and reversed ones of the late half."""
+    found: list[Met] = []
+    totals, jobs = np.empty((made.batch, 2, 1)), []
+    for cut in cuts(made, final):
+        lasts = [empty_like(made.like, (1, made.num_states), made.io) for _ in range(2)]
+        steps = (slice(0, cut.middle), slice(cut.middle, cut.end))
+        for i, call in enumerate((cut.early, cut.late)):
+            half = Layout(call)
+            half.job.point(layout.TOTAL, totals[cut.number, i])
+            half.job.point(layout.LAST, lasts[i])
+            if messages is not None:
+                half.job.point(layout.VALUES, messages[cut.number : cut.number + 1, steps[i], :])
+                half.job.fields[layout.TAGGED] = form
+            jobs += half.jobs("messages", False)
+        found.append((cut, *lasts))
+    execute(jobs, made.threads)
+    for cut, early, late in found:
+        between = Layout(replace(cut.between, initial=(early,)))
+        value = host(likelihood)[cut.number : cut.number + 1]
+        between.job.point_rows(layout.FINAL, layout.FINAL_BATCH, late)
+        between.job.point(layout.LOG_LIKELIHOOD, value)
+        between.job.point(layout.TOTAL, np.empty(1))
+        execute(between.jobs("messages", False), 1)
+        value += totals[cut.number].sum()
+    return found
+
+
+def go_on(cut: Cut, early: Array, late: Array, messages: Array, values: Array) -> list[Layout]:
+    """The passes over the other's half, from the last messages `early` and `late`, (1, K) each, into `values`."""
+    found = []
+    for steps, call, start in (
+        (slice(0, cut.middle), cut.early, _moved(replace(cut.between, initial=(late,), reverse=True))),
+        (slice(cut.middle, cut.end), cut.late, _moved(replace(cut.between, initial=(early,)))),
+    ):
+        half = Layout(call)
+        half.job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, start)
+        half.job.point(layout.MESSAGES, messages[cut.number : cut.number + 1, steps, :])
+        half.job.point(layout.VALUES, values[cut.number : cut.number + 1, steps, :])
+        found.append(half)
+    return found
+
+
+def _moved(call: MessageCall) -> Array:
+    """The message on the other side of the transition."""
+    made = Layout(call)
+    found = empty_like(made.like, (1, made.num_states), made.io)
+    made.job.point(layout.LAST, found)
+    made.job.point(layout.TOTAL, np.empty(1))
+    execute(made.jobs("messages", False), 1)
+    return found
+
+
+def pairs_between(cut: Cut, early: Array, late: Array) -> Any:
+    """Posterior probabilities of the transitions from the early to the late half, shaped as a slot of the weights."""
+    structure: Any = cut.between.structure
+    here, there = (host(x)[0].astype(np.float64) for x in (early, late))
+    weights = host(cut.between.weights[0][0])[0, 0]
+    if len(structure.tables) == 0:
+        scores = here[:, None] + weights + there
+    else:
+        sources, targets = (host(x) for x in structure.tables[:2])
+        scores = here[sources] + weights + there[targets]
+    top = scores.max()
+    if not top > -np.inf:
+        return np.zeros_like(scores)
+    found = np.exp(scores - top)
+    return found / found.sum()

@@ -1,9 +1,10 @@
-"""Back along forward messages: log posteriors, or the gradient of the log-likelihoods, in one pass.
+"""Along the messages of a pass, against it: log posteriors, or the gradient of the log-likelihoods, in one pass.
 
 At step t, with forward messages f and what the later steps say, p (moved back over the transition from y, the message
 of step t + 1): the posterior is f p / z with z = sum f p, and the transition from i to j has probability
 f_i A_ij y_j / z, so that counts are A times a sum of outer products, made a chunk of steps at a time. Where f and y
 disagree so much that linear weights could have lost what matters, a step's pairs are summed with exponents.
+Along reversed messages all is the same with time turned round.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .layout import (
     NUM_TASKS,
     OFFSETS,
     ORDER,
+    REVERSE,
     SCRATCH,
     SCRATCH_BYTES,
     SHIFT,
@@ -56,7 +58,7 @@ from .numba_simd import any_lane, extract, fma, select, take_ticket
 
 
 def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool) -> Any:
-    """The kernel `run(fields, thread)`; the fields' direction of travel is reverse."""
+    """The kernel `run(fields, thread)`; the fields' direction of travel is against that of the messages."""
     parts = chain_parts(element, io, lanes, structure, False)
     ar = parts.ar
     W, f = ar.lanes, element
@@ -166,6 +168,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
     def give_chunk(
         K: Any,
         steps: Any,
+        reverse: Any,
         is_tagged: Any,
         has_counts: Any,
         weight: Any,
@@ -197,8 +200,9 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                 x = select(some, load(ahead, c * W) * load(ps, c * W) * factor, zero)
                 store(out, c * K, x)
                 if has_counts:
-                    after = load(w, 0) if c == steps - 1 else load(xs, (c + 1) * W)
-                    store(behind, c * W, select(some, after * factor, zero))
+                    before = c + 1 if reverse else c - 1  # on the way
+                    y = load(w, 0) if before < 0 or before == steps else load(xs, before * W)
+                    store(behind, c * W, select(some, y * factor, zero))
         else:
             for c in range(0, steps, W):
                 total = load(totals, c)
@@ -212,7 +216,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
     @jit
     def group(a: Any, scratch: Any, first: Any, count: Any, C: Any) -> None:
         K, T, E = a[NUM_STATES], a[NUM_STEPS], a[NUM_EDGES]
-        is_varying, is_tagged = a[IS_VARYING] != 0, a[TAGGED] != 0
+        reverse, is_varying, is_tagged = a[REVERSE] != 0, a[IS_VARYING] != 0, a[TAGGED] != 0
         G, NV, margin, S = geometry(a, count)
         order, lengths = integers(a[ORDER]), integers(a[LENGTHS])
         b = order[first]
@@ -291,9 +295,9 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
         done = 0
         while done < longest:
             steps = min(CHUNK, longest - done)
-            t0 = longest - done - steps
+            t0 = longest - done - steps if reverse else done
             is_linear = is_small and done > 0
-            is_linear = is_linear and chunk_in_registers(a, first, t0, steps, True, wm, w, em, en, ps, tops)
+            is_linear = is_linear and chunk_in_registers(a, first, t0, steps, reverse, wm, w, em, en, ps, tops)
             if is_linear:
                 load_flat(ios(a[MESSAGES]), (b * T + t0) * K, steps * K, fm)
             else:
@@ -301,25 +305,27 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                 split_emissions(em, en, tops, steps * G, NV)
                 load_rows(a, a[MESSAGES], T * K, K, first, count, t0, steps, 0.0 if is_tagged else -infinity, fm)
             if is_linear:
-                give_chunk(K, steps, is_tagged, has_counts, load(scale, 0), fm, ps, en, w, ahead, behind, tops, out)
-                x, y = split(load(en, 0), const(0.0))
+                weight = load(scale, 0)
+                give_chunk(K, steps, reverse, is_tagged, has_counts, weight, fm, ps, en, w, ahead, behind, tops, out)
+                x, y = split(load(en, 0 if reverse else (steps - 1) * W), const(0.0))
                 y = select(x > const(0.0), y - reduce_max(y), y)
                 store(m, 0, x)
                 store(n, 0, y)
                 store(w, 0, x * power(y))
                 was_mended = True
             for s in range(0 if is_linear else steps):
-                c = steps - 1 - s
+                c = steps - 1 - s if reverse else s
                 t = t0 + c
+                slot = t if reverse else t - 1
                 is_ragged = t + 1 >= shortest
                 has_exponents = True
                 if done + s > 0:
                     if is_varying:
-                        shift, has_tiny = prepare_slot(a, b, t, wm, wn, wd, flags)
+                        shift, has_tiny = prepare_slot(a, b, slot, wm, wn, wd, flags)
                     has_exponents = contract(
                         a,
                         b,
-                        t if is_varying else 0,
+                        slot if is_varying else 0,
                         wm,
                         wn,
                         wd,
@@ -344,7 +350,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                     has_exponents = has_exponents or not is_dense
                     if is_ragged:
                         for g in range(G):
-                            kept = is_kept(load(lens, g * W), t, True)
+                            kept = is_kept(load(lens, g * W), t, reverse)
                             for v in range(NV):
                                 i = g * S + margin + v * W
                                 store(pm, i, select(kept, load(m, i), load(pm, i)))
@@ -400,7 +406,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
                         r = line + v * W
                         store(out, r, select(some, load(out, r) * factor, const(0.0)))
                     if has_counts:
-                        is_pair = some & (step + const(1.0) < length)
+                        is_pair = some & (step + const(1.0 if reverse else 0.0) < length)
                         factor = select(is_pair, factor, const(0.0))
                         if done + s == 0:
                             factor = const(0.0)

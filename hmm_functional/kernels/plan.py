@@ -127,6 +127,12 @@ def work(structure: Any, batch: int, num_steps: int, num_states: int) -> int:
     return batch * num_steps * num_states * (20 + moves) // 4
 
 
+def leaves_threads_idle(structure: Any, batch: int, num_steps: int, num_states: int) -> bool:
+    """Whether a pass of few long sequences could use twice the threads that it would keep busy."""
+    is_long = work(structure, batch, num_steps, num_states) > 4 * SERIAL_WORK
+    return is_long and 0 < 2 * batch <= threads.available()
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Elements of a task's arrays."""
@@ -187,8 +193,3 @@ def gaussians_scratch(dim: int, num_gaussians: int, element: str) -> int:
     """Bytes of a thread's scratch in numba_gaussians."""
     width = LANES[element]
     return padded((dim + width + num_gaussians) * 2 * width * SIZE[element], 64)
-
-
-def join_scratch(num_states: int, element: str) -> int:
-    """Bytes of a thread's scratch in numba_join."""
-    return padded(CHUNK * (padded(num_states, LANES[element]) + 2) * SIZE[element], 64)

@@ -60,13 +60,17 @@ class Fused:
     Each takes the forward call in the log semiring, its emissions neither masked nor centred, and the final weights.
     """
 
+    meets: Callable[[MessageCall], bool]
+    """Whether the call's passes are to meet in the middle of its sequences, so that more threads have work."""
     forward: Callable[..., tuple[Array, ...]]
-    """(call, final, has_messages, is_normalised=False): log-likelihoods (B,), and forward messages (B, T, K) where
-    wanted, each row scaled to a maximum near 0 or to a sum of 1."""
+    """(call, final, has_messages, is_normalised=False, meets=False): log-likelihoods (B,), and forward messages
+    (B, T, K) where wanted, each row scaled to a maximum near 0 or to a sum of 1; where passes meet, `statistics` alone
+    can read the messages."""
     smooth: Callable[[MessageCall, Array], tuple[Array, Array]]
     """(call, final): log posteriors (B, T, K) and log-likelihoods (B,)."""
-    statistics: Callable[[MessageCall, Array, Array, Array, bool], tuple[Array, Array | None]]
-    """(call, final, messages, scale, has_counts): posteriors times scale; counts of constant weights, times scale."""
+    statistics: Callable[..., tuple[Array, Array | None]]
+    """(call, final, messages, scale, has_counts, meets=False): posteriors times scale; counts of constant weights,
+    times scale."""
     best_path: Callable[[MessageCall, Array], tuple[Array, Array]]
     """(call, final): states (B, T) and scores (B,)."""
     pull: Callable[[MessageCall, Array, Array], tuple[Array, Array, Array]]
