@@ -73,22 +73,25 @@ def chain_of(
     lengths: Any = None,
     log_final: Array | None = None,
     states: Array | None = None,
-    num_steps: int = 1,
+    num_steps: int | None = None,
 ) -> Chain:
     """Check the arguments every chain function takes and bring them to one form.
 
-    Without emissions it is a prior over `num_steps` steps. The batch axes of `states` broadcast with the others.
+    With `num_steps` there are no emissions: it is a prior over so many steps. The batch axes of `states` broadcast with the others.
 
     Raises:
         TypeError: an argument is no array, is not floating-point, or belongs to another library.
         ValueError: a shape does not fit, or a length lies outside 1..T.
     """
     named = {"log_initial": log_initial, **arrays_of(log_transition), "log_emission": log_emission}
+    for name, value in named.items():
+        if value is None and (name != "log_emission" or num_steps is None):
+            raise TypeError(f"{name}: expected an array (torch.Tensor, jax.Array or numpy.ndarray), got None")
     backend = backend_of(**named, log_final=log_final, states=states)
     xp = backend.xp
-    if log_emission is None:
+    if log_emission is None:  # num_steps are given
         need_shape("log_initial", log_initial.shape, (None,), "(..., K)")
-        log_emission = backend.full((num_steps, log_initial.shape[-1]), 0.0, like=log_initial)
+        log_emission = backend.full((num_steps or 1, log_initial.shape[-1]), 0.0, like=log_initial)
     for name, x in (*named.items(), ("log_final", log_final)):
         if x is not None:
             need_floating(name, xp, x)

@@ -14,12 +14,14 @@ from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, declare
 from .chain import Chain, chain_of
 from .kernels.registry import MessageCall, check_name
+from .kernels.repeat import repeats
 from .numerics import accurate_sum
 from .recursion import traceback
 from .semiring import MAX, KMaxSemiring
 from .structure import Factored
 
 
+@repeats
 def viterbi(
     log_initial: Array,
     log_transition: Any,

@@ -12,9 +12,11 @@ from .arrays import chain_arrays, fused, fused_values
 from .backend import Array
 from .chain import Chain, chain_of
 from .gradient import BACKWARD, FORWARD
+from .kernels.repeat import repeats
 from .numerics import log_normalize
 
 
+@repeats
 def log_likelihood(
     log_initial: Array,
     log_transition: Any,
@@ -60,6 +62,7 @@ def log_likelihood(
     return chain.unflatten(forward_pass(chain, kernel)[0])
 
 
+@repeats
 def forward(
     log_initial: Array,
     log_transition: Any,
@@ -155,7 +158,7 @@ def forward_pass(chain: Chain, kernel: str, *, has_messages: bool = False) -> tu
     arrays = chain_arrays(chain, kernel)
     records = chain.backend.records(arrays.theta)
     whole = None if chain.backend.is_traced(*arrays.theta) else fused(chain, kernel)
-    meets = whole is not None and not has_messages and whole[0].meets(whole[1])
+    meets = whole is not None and not has_messages and whole[0].meets(whole[1], records)
     if whole is not None and not records:
         return whole[0].forward(whole[1], chain.final, has_messages, meets=meets)
     spec = replace(

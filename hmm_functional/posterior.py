@@ -12,12 +12,14 @@ from .arrays import chain_arrays, fused_values
 from .backend import Array
 from .chain import Chain, chain_of
 from .gradient import STATISTICS
+from .kernels.repeat import repeats
 from .likelihood import backward_pass, forward_pass, masked
 from .numerics import centre, log_normalize
 from .semiring import LOG
 from .transition import own_shape
 
 
+@repeats
 def forward_backward(
     log_initial: Array,
     log_transition: Any,

@@ -63,7 +63,7 @@ def stream_init(
         (torch.Size([1, 2]), torch.Size([1, 2]))
     """
     lag = need_count("lag", lag, 0)
-    chain = chain_of(log_initial, log_transition, None)
+    chain = chain_of(log_initial, log_transition, None, num_steps=1)
     backend, xp = chain.backend, chain.backend.xp
     if chain.weights[0].shape[1] != 1:
         raise ValueError("log_transition: expected one constant in time for a stream, got a time axis")

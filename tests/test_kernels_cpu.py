@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import hmm_functional as hf
-from hmm_functional.kernels import compiled, cpu, halves, plan, team, threads
+from hmm_functional.kernels import compiled, cpu, halves, plan, repeat, team, threads
 from tests.helpers.dynamic_program import dynamic_program
 from tests.test_operation_counts import Launches
 
@@ -47,9 +47,11 @@ def two_threads():
     before, bar = torch.get_num_threads(), plan.SERIAL_WORK
     torch.set_num_threads(2)
     plan.SERIAL_WORK = 0
+    repeat.forget()
     yield
     torch.set_num_threads(before)
     plan.SERIAL_WORK = bar
+    repeat.forget()
 
 
 def results(arrays):
@@ -152,7 +154,7 @@ def test_the_number_of_threads_is_torch_s(two_threads, monkeypatch):
     hf.log_likelihood(*model())
     torch.set_num_threads(1)
     hf.log_likelihood(*model())
-    assert seen == [2, 1]
+    assert [count for count in seen if count > 1] == [2]
 
 
 def test_work_is_shared_by_the_threads_of_torch(two_threads):
@@ -429,6 +431,7 @@ def test_back_pointers_in_segments_find_the_same_path(monkeypatch):
     arrays = model(batch=20, num_steps=1000, num_states=4)
     whole = hf.viterbi(*arrays)
     monkeypatch.setattr(plan, "MOST_LANE_SCRATCH", 0)
+    repeat.forget()
     assert plan.segment_of(1000, 32, 1) < 200
     pieces = hf.viterbi(*arrays)
     assert torch.equal(whole.states, pieces.states)

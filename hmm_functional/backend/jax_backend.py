@@ -84,6 +84,9 @@ class JaxBackend:
             raise TypeError(f"rng: expected a JAX key (jax.random.key), got {type(rng).__name__}")
         return jax.random.uniform(rng, shape, like.dtype)
 
+    def form(self, arrays: Sequence[Any]) -> Any:
+        return None
+
     def records(self, arrays: Sequence[Array]) -> bool:
         return False
 

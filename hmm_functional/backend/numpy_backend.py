@@ -91,6 +91,11 @@ class NumpyBackend:
             raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
         return self.xp.astype(self.xp.asarray(rng.random(shape)), like.dtype)
 
+    def form(self, arrays: Sequence[Any]) -> Any:
+        if self.name != "numpy" or any(type(x) is not np.ndarray or not x.dtype.isnative for x in arrays):
+            return None
+        return tuple((x.shape, x.strides, x.dtype) for x in arrays)
+
     def records(self, arrays: Sequence[Array]) -> bool:
         return False
 

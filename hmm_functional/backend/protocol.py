@@ -79,6 +79,12 @@ class Backend(Protocol):
     def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
         """Uniform numbers in [0, 1) drawn from `rng`, with the dtype and device of `like`."""
 
+    def form(self, arrays: Sequence[Any]) -> Any:
+        """All that a call on arrays in the CPU's memory depends on but their values, hashable.
+
+        None where any is not an array of this library, lies elsewhere, or is traced, or where a derivative is asked.
+        """
+
     def records(self, arrays: Sequence[Array]) -> bool:
         """Whether `call` may be asked for derivatives by the primitive's own rules."""
 

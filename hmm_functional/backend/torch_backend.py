@@ -103,6 +103,18 @@ class TorchBackend:
         drawn = torch.rand(shape, generator=rng, dtype=like.dtype, device=rng.device)
         return drawn.to(like.device)
 
+    def form(self, arrays: Sequence[Any]) -> Any:
+        if torch.compiler.is_compiling() or _forward_mode_is_on():
+            return None
+        is_grad, found = torch.is_grad_enabled(), []
+        for x in arrays:
+            if not (type(x) is Tensor or type(x) is torch.nn.Parameter) or not x.is_cpu:
+                return None
+            if (is_grad and x.requires_grad) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+                return None
+            found.append((x.shape, x.stride(), x.dtype))
+        return tuple(found)
+
     def records(self, arrays: Sequence[Array]) -> bool:
         return self.is_traced(*arrays) or _needs_derivative(arrays)
 
@@ -110,7 +122,14 @@ class TorchBackend:
         if not self.records(arrays):
             with torch.no_grad():
                 return primitive.value(self, spec, arrays)
-        return _apply(primitive.name, spec, *arrays)  # type: ignore[no-any-return]
+        apply = _Eager.apply if self._is_plain(arrays) else _apply
+        return apply(primitive.name, spec, *arrays)  # type: ignore[no-any-return]
+
+    def _is_plain(self, arrays: Sequence[Tensor]) -> bool:
+        """Whether nothing but reverse mode looks on."""
+        if self.is_traced(*arrays) or _forward_mode_is_on() or torch._C._len_torch_dispatch_stack():
+            return False
+        return all(type(x) is Tensor or type(x) is torch.nn.Parameter for x in arrays)
 
     def register_pytree(
         self, cls: type, flatten: Callable[[Any], tuple[Any, Any]], unflatten: Callable[[Any, Any], Any]
@@ -179,6 +198,10 @@ class _Shortcut(torch.autograd.Function):
 
 @torch.library.custom_op("hmm_functional::call", mutates_args=())
 def _call(name: str, spec: str, arrays: Sequence[Tensor]) -> list[Tensor]:
+    return _outputs(name, spec, arrays)
+
+
+def _outputs(name: str, spec: str, arrays: Sequence[Tensor]) -> list[Tensor]:
     outputs = PRIMITIVES[name].value(BACKEND, spec, arrays)
     taken = {x.untyped_storage().data_ptr() for x in arrays}
     owned = list(outputs)
@@ -258,6 +281,19 @@ class _Function(torch.autograd.Function):
         primitive = PRIMITIVES[ctx.name]
         given = tangents[: primitive.num_primals(ctx.spec)]
         return tuple(primitive.jvp(BACKEND, ctx.spec, saved[:n], saved[n:], given))
+
+
+class _Eager(torch.autograd.Function):
+    """The same for plain tensors, without the operator: calling that takes Python longer than a short sequence does."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, spec: str, *arrays: Tensor) -> Any:
+        outputs = tuple(_outputs(name, spec, arrays))
+        _Function.setup_context(ctx, (name, spec, *arrays), outputs)
+        return outputs
+
+    backward = _Function.backward
+    jvp = _Function.jvp
 
 
 def _apply(name: str, spec: str, *arrays: Tensor) -> Any:

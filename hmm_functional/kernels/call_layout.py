@@ -10,7 +10,7 @@ import numpy as np
 from ..backend import Array
 from . import compiled, layout, plan, threads
 from .job import Job, execute
-from .memory import address, contiguous, host, kind_of, strides
+from .memory import contiguous, host, kind_of, strides
 from .registry import MessageCall
 
 TYPES = {"f32": np.float32, "f64": np.float64}
@@ -101,11 +101,10 @@ class Layout:
         if self.has_tangent:
             job.point(layout.TANGENT, emission[1])
             job.point(layout.INITIAL_TANGENT, contiguous(call.initial[1]))
-        lengths = self.lengths
-        if lengths is None:
-            lengths = np.empty(self.batch, np.int64)
-            lengths.fill(self.num_steps)
-        job.point(layout.LENGTHS, np.ascontiguousarray(lengths))
+        if self.lengths is None:
+            job.keep(layout.LENGTHS, np.full(self.batch, self.num_steps, np.int64))
+        else:
+            job.point(layout.LENGTHS, np.ascontiguousarray(self.lengths))
         weights = list(self.weights)
         if self.has_tangent and strides(weights[0]) != strides(weights[1]):
             weights = [contiguous(w) for w in weights]
@@ -133,22 +132,22 @@ class Layout:
         tables = (sources, targets, *(host(x) for x in into[:3]))
         places = (layout.EDGE_SOURCE, layout.EDGE_TARGET, layout.EDGE_ORDER, layout.EDGE_START, layout.EDGE_COUNT)
         for field, table in zip(places, tables, strict=True):
-            job.point(field, np.ascontiguousarray(table, np.int64))
+            job.keep(field, np.ascontiguousarray(table, np.int64))
         sign = -1 if reverse else 1
         offsets = np.array(sorted(sign * o for o in structure.offsets), np.int64)
-        job.point(layout.OFFSETS, offsets)
+        job.keep(layout.OFFSETS, offsets)
         job.fields[layout.NUM_OFFSETS] = len(offsets)
 
     def prepare(self, job: Job, lanes: bool, is_log: bool) -> None:
         """The matrix in the layout of the tasks, once for all of them."""
         size = self.num_states * layout.padded(self.num_states, plan.LANES[self.element])
-        job.point(layout.MATRIX, np.empty(size, TYPES[self.element]))
-        job.point(layout.TINY, np.empty(self.num_states + 1, np.int64))
-        job.point(layout.SHIFT, np.empty(1))
-        entry = compiled.entry("matrix", self.element, self.io, lanes, is_log)
-        array = np.array(job.fields, np.int64)
-        entry(address(array), 0)
-        job.fields[layout.HAS_TINY] = int(array[layout.HAS_TINY])
+        job.keep(layout.MATRIX, np.empty(size, TYPES[self.element]))
+        job.keep(layout.TINY, np.empty(self.num_states + 1, np.int64))
+        job.keep(layout.SHIFT, np.empty(1))
+        first = job.copy()
+        first.count_tasks(1)
+        first.entry = compiled.entry("matrix", self.element, self.io, lanes, is_log)
+        execute([first], 1)
 
 
 def _rows(x: Array) -> Array:

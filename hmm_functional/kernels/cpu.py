@@ -17,7 +17,7 @@ from ..structure import Dense
 from . import compiled, halves, layout, plan
 from .call_layout import TYPES, Layout
 from .job import Job, execute
-from .memory import contiguous, empty_like, host, is_readable, kind_of, rounded
+from .memory import contiguous, empty_like, host, is_readable, kind_of
 from .registry import Fused, Kernel, MessageCall, Messages, register
 
 
@@ -45,10 +45,12 @@ def chain_messages(call: MessageCall) -> Messages:
     return Messages(values, scales, total, last)
 
 
-def meets(call: MessageCall) -> bool:
+def meets(call: MessageCall, is_recorded: bool) -> bool:
     """Whether the passes of the call are to meet in the middle of its few sequences."""
     batch, num_steps, num_states = call.emission[0].shape
-    return plan.leaves_threads_idle(call.structure, batch, num_steps, num_states)
+    # laying out all those jobs takes some time, but where no derivative is recorded their call may be repeated
+    bar = plan.SERIAL_WORK * (4 if is_recorded else 1)
+    return plan.leaves_threads_idle(call.structure, batch, num_steps, num_states, bar)
 
 
 def forward(
@@ -59,13 +61,12 @@ def forward(
     The messages are forward ones, and where passes meet reversed ones of the late half.
     """
     made = Layout(call)
-    likelihood = empty_like(made.like, (made.batch,), "f64")
+    likelihood = empty_like(made.like, (made.batch,), made.io)
     messages = empty_like(made.like, made.like.shape, made.io) if has_messages else None
     if made.batch and meets and _can_be_cut(made):
         halves.meet(made, final, likelihood, messages)
     elif made.batch:
         _forward(made, final, likelihood, messages, 2 if is_normalised else 0)
-    likelihood = rounded(likelihood, made.like)
     return (likelihood,) if messages is None else (likelihood, messages)
 
 
@@ -77,7 +78,7 @@ def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | No
     job = made.job
     job.point_rows(layout.FINAL, layout.FINAL_BATCH, final)
     job.point(layout.LOG_LIKELIHOOD, likelihood)
-    job.point(layout.TOTAL, np.empty(made.batch))
+    job.keep(layout.TOTAL, np.empty(made.batch))
     if messages is not None:
         job.point(layout.VALUES, messages)
         job.fields[layout.TAGGED] = form
@@ -87,15 +88,16 @@ def _forward(made: Layout, final: Array, likelihood: Array, messages: Array | No
 def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
     """Log posteriors (B, T, K), -inf in the padding, and log-likelihoods (B,)."""
     made = Layout(call)
-    likelihood = empty_like(made.like, (made.batch,), "f64")
+    likelihood = empty_like(made.like, (made.batch,), made.io)
     posteriors = empty_like(made.like, made.like.shape, made.io)
-    if meets(call) and _can_be_cut(made):
+    if meets(call, False) and _can_be_cut(made):
         jobs = []
         for cut, early, late in halves.meet(made, final, likelihood, posteriors, form=1):
             for half in halves.go_on(cut, early, late, posteriors, posteriors):
                 half.job.fields[layout.TAGGED] = 1
                 jobs += half.jobs("backward", False, reverse=True)
-            posteriors[cut.number, cut.end :] = -np.inf
+            if cut.end < made.num_steps:
+                posteriors[cut.number, cut.end :] = -np.inf
         execute(jobs, made.threads)
     elif made.batch:
         _forward(made, final, likelihood, posteriors, 1)
@@ -103,7 +105,7 @@ def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
         job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, final)  # where a backward pass starts
         job.point(layout.MESSAGES, posteriors)
         made.execute(made.jobs("backward", False, reverse=True))
-    return posteriors, rounded(likelihood, made.like)
+    return posteriors, likelihood
 
 
 def statistics(
@@ -206,7 +208,7 @@ def _room_for_counts(made: Layout, job: Job, structure: str) -> Any:
     elif structure == "edges":
         size, kind = made.call.weights[0][0].shape[-1], "f64"
     counts = np.zeros((made.threads if made.is_shared else made.batch, size), TYPES[kind])
-    job.point(layout.COUNTS, counts)
+    job.keep(layout.COUNTS, counts)
     job.fields[layout.COUNTS_SIZE] = size
     job.fields[layout.IS_COUNTED_APART] = int(not made.is_shared)
     return counts
@@ -264,7 +266,7 @@ def best_path(call: MessageCall, final: Array) -> tuple[Array, Array]:
     """The best states (B, T), -1 where there is none, and their scores (B,)."""
     made, structure = Layout(call), cast(Any, call.structure)
     states = empty_like(made.like, (made.batch, made.num_steps), "i64")
-    scores = empty_like(made.like, (made.batch,), "f64")
+    scores = empty_like(made.like, (made.batch,), made.io)
     if made.batch:
         ways = made.num_states
         if made.structure != "dense":
@@ -275,7 +277,7 @@ def best_path(call: MessageCall, final: Array) -> tuple[Array, Array]:
         job.point(layout.SCORES, scores)
         code = "u8" if ways <= 2**8 else "u16" if ways <= 2**16 else "i32"
         made.execute(made.jobs("viterbi", code, is_log=True))
-    return states, rounded(scores, made.like)
+    return states, scores
 
 
 def unsupported(call: MessageCall) -> str | None:

@@ -51,11 +51,10 @@ def mixture_log_prob(frames: Array, log_weights: Array | None, means: Array, var
         (layout.INVERSE_SPREADS, np.ascontiguousarray(inverse, dtype)),
         (layout.CONSTANTS, np.ascontiguousarray(constants, dtype)),
         (layout.VALUES, found),
-        (layout.TICKET, np.zeros(1, np.int64)),
     ):
         job.point(field, x)
     lanes = plan.LANES[kind]
-    job.num_tasks = fields[layout.NUM_TASKS] = -(-frames.shape[0] // (VECTORS * lanes))
+    job.count_tasks(-(-frames.shape[0] // (VECTORS * lanes)))
     num_threads = threads.available() if frames.shape[0] * spread.size > plan.SERIAL_WORK else 1
     job.scratch(plan.gaussians_scratch(dim, num_states * num_mixtures, kind), num_threads)
     job.entry = compiled.entry("gaussians", kind, VECTORS)

@@ -15,7 +15,7 @@ import numpy as np
 from ..backend import Array
 from . import layout
 from .call_layout import Layout
-from .job import execute
+from .job import execute, handed
 from .memory import empty_like, host
 from .registry import MessageCall
 
@@ -57,7 +57,7 @@ def _cut(made: Layout, final: Array, b: int) -> Cut:
         return (weights if made.is_constant else tuple(w[:, first:last, ...] for w in weights),)
 
     emission = own(call.emission[0])
-    nothing = empty_like(emission, (1, 2, made.num_states), made.io)
+    nothing = handed(empty_like(emission, (1, 2, made.num_states), made.io))
     nothing[...] = 0.0
     whole = replace(call, initial=(own(call.initial[0]),), lengths=None)
     return Cut(
@@ -81,11 +81,11 @@ def meet(made: Layout, final: Array, likelihood: Array, messages: Array | None =
     found: list[Met] = []
     totals, jobs = np.empty((made.batch, 2, 1)), []
     for cut in cuts(made, final):
-        lasts = [empty_like(made.like, (1, made.num_states), made.io) for _ in range(2)]
+        lasts = [handed(empty_like(made.like, (1, made.num_states), made.io)) for _ in range(2)]
         steps = (slice(0, cut.middle), slice(cut.middle, cut.end))
         for i, call in enumerate((cut.early, cut.late)):
             half = Layout(call)
-            half.job.point(layout.TOTAL, totals[cut.number, i])
+            half.job.keep(layout.TOTAL, totals[cut.number, i])
             half.job.point(layout.LAST, lasts[i])
             if messages is not None:
                 half.job.point(layout.VALUES, messages[cut.number : cut.number + 1, steps[i], :])
@@ -95,12 +95,11 @@ def meet(made: Layout, final: Array, likelihood: Array, messages: Array | None =
     execute(jobs, made.threads)
     for cut, early, late in found:
         between = Layout(replace(cut.between, initial=(early,)))
-        value = host(likelihood)[cut.number : cut.number + 1]
         between.job.point_rows(layout.FINAL, layout.FINAL_BATCH, late)
-        between.job.point(layout.LOG_LIKELIHOOD, value)
-        between.job.point(layout.TOTAL, np.empty(1))
+        between.job.point(layout.LOG_LIKELIHOOD, likelihood[cut.number : cut.number + 1])
+        between.job.keep(layout.EARLIER, totals[cut.number])
+        between.job.keep(layout.TOTAL, np.empty(1))
         execute(between.jobs("messages", False), 1)
-        value += totals[cut.number].sum()
     return found
 
 
@@ -122,9 +121,9 @@ def go_on(cut: Cut, early: Array, late: Array, messages: Array, values: Array) -
 def _moved(call: MessageCall) -> Array:
     """The message on the other side of the transition."""
     made = Layout(call)
-    found = empty_like(made.like, (1, made.num_states), made.io)
+    found = handed(empty_like(made.like, (1, made.num_states), made.io))
     made.job.point(layout.LAST, found)
-    made.job.point(layout.TOTAL, np.empty(1))
+    made.job.keep(layout.TOTAL, np.empty(1))
     execute(made.jobs("messages", False), 1)
     return found
 

@@ -40,8 +40,7 @@ FRONT = 4
     IS_VARYING,
     MATRIX,  # F*, linear weights in the kernel's own layout
     MATRIX_TANGENT,
-    TINY,  # int64*, destinations whose sums need the log weights
-    HAS_TINY,
+    TINY,  # int64*, destinations whose sums need the log weights, and whether there are any
     SHIFT,  # float64*, log scale taken out of the matrix
     NUM_EDGES,
     EDGE_ORDER,  # int64*, edges by target
@@ -59,6 +58,7 @@ FRONT = 4
     LAST,
     LAST_TANGENTS,
     LOG_LIKELIHOOD,
+    EARLIER,  # float64*, two log scales to add to the log-likelihood, or null
     MESSAGES,  # forward messages, for what goes back along them
     COTANGENT,
     GRADIENT_SCALE,
@@ -66,7 +66,7 @@ FRONT = 4
     COUNTS_SIZE,  # elements of each
     IS_COUNTED_APART,  # whether a sequence
     STATES,
-    SCORES,  # float64*
+    SCORES,
     SEGMENT,  # steps whose back-pointers are kept at once
     FRAMES,  # of the mixtures' kernel
     NUM_FRAMES,

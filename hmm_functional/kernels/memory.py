@@ -62,8 +62,3 @@ def contiguous(x: Array) -> Array:
 def host(x: Array) -> Any:
     """As a NumPy array of the same memory."""
     return x if isinstance(x, np.ndarray) else x.detach().numpy()
-
-
-def rounded(x: Array, like: Array) -> Array:
-    """Float64 results in the dtype of `like`."""
-    return x.astype(like.dtype, copy=False) if isinstance(x, np.ndarray) else x.to(like.dtype)

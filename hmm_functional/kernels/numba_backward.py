@@ -25,7 +25,6 @@ from .layout import (
     EMISSION_BATCH,
     EMISSION_STEP,
     GRADIENT_SCALE,
-    HAS_TINY,
     INITIAL,
     INITIAL_BATCH,
     IS_COUNTED_APART,
@@ -263,7 +262,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, is_gradient: bool)
         shift, has_tiny = 0.0, 0
         if is_dense and a[MATRIX] != 0:
             wm, wd, flags = pointer(a[MATRIX]), pointer(a[MATRIX]), integers(a[TINY])
-            shift, has_tiny = doubles(a[SHIFT])[0], a[HAS_TINY]
+            shift, has_tiny = doubles(a[SHIFT])[0], flags[K]
         elif not is_varying:
             shift, has_tiny = prepare_slot(a, b, 0, wm, wn, wd, flags)
         safe_bits = const(-(safe_tiny if has_tiny != 0 else safe_wide))

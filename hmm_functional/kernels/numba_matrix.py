@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .layout import HAS_TINY, MATRIX, NUM_STATES, SHIFT, TINY, WEIGHTS, WEIGHTS_FROM, WEIGHTS_TO
+from .layout import MATRIX, NUM_STATES, SHIFT, TINY, WEIGHTS, WEIGHTS_FROM, WEIGHTS_TO
 from .numba_chain import doubles, integers, matrix_parts
 from .numba_math import arithmetic
 
@@ -22,14 +22,14 @@ def build(element: Any, io: Any, lanes: bool, is_log: bool) -> Any:
         if lanes:  # a row for each state moved into
             by_row, by_column = by_column, by_row
         if is_log:
-            a[HAS_TINY] = copy_log(source, by_row, by_column, K, K, out)
+            flags[K] = copy_log(source, by_row, by_column, K, K, out)
             return 0
         if lanes:
             shift, has_tiny = prepare(source, by_row, by_column, K, K, out, flags, True)
         else:
             shift, has_tiny = prepare(source, by_row, by_column, K, K, out, flags, False)
         doubles(a[SHIFT])[0] = shift
-        a[HAS_TINY] = has_tiny
+        flags[K] = has_tiny
         return 0
 
     return run

@@ -9,12 +9,12 @@ from numba import types
 
 from .layout import (
     CHUNK,
+    EARLIER,
     EMISSION,
     EMISSION_BATCH,
     EMISSION_STEP,
     FINAL,
     FINAL_BATCH,
-    HAS_TINY,
     INCLUDE_EMISSION,
     INITIAL,
     INITIAL_BATCH,
@@ -210,7 +210,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
         is_shared = is_dense and a[MATRIX] != 0
         if is_shared:
             wm, wd, flags = pointer(a[MATRIX]), pointer(a[MATRIX_TANGENT]), integers(a[TINY])
-            shift, has_tiny = doubles(a[SHIFT])[0], a[HAS_TINY]
+            shift, has_tiny = doubles(a[SHIFT])[0], flags[K]
         elif not is_varying:
             shift, has_tiny = prepare_slot(a, b, 0, wm, wn, wd, flags)
 
@@ -463,9 +463,11 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
                     p = g * W + l
                     value = float(out[p])
                     found = totals[p] + LN2 * (totals[G * W + p] + float(m[g * S + margin + l])) + math.log(value)
+                    if a[EARLIER] != 0:
+                        found += doubles(a[EARLIER])[0] + doubles(a[EARLIER])[1]
                     if value == 0.0:
                         found = -infinity
-                    doubles(a[LOG_LIKELIHOOD])[order[first + (l if lanes else g)]] = found
+                    ios(a[LOG_LIKELIHOOD])[order[first + (l if lanes else g)]] = io(found)
         if a[SCALES] != 0:
             for g in range(count):
                 for t in range(longest, T):

@@ -21,7 +21,6 @@ from .layout import (
     EMISSION,
     EMISSION_BATCH,
     EMISSION_STEP,
-    HAS_TINY,
     INCLUDE_EMISSION,
     IS_COUNTED_APART,
     LENGTHS,
@@ -86,7 +85,7 @@ def build(element: Any, io: Any, structure: str) -> Any:
         shift, has_tiny = 0.0, 0
         if is_dense and a[MATRIX] != 0:
             wm, flags = pointer(a[MATRIX]), integers(a[TINY])
-            shift, has_tiny = doubles(a[SHIFT])[0], a[HAS_TINY]
+            shift, has_tiny = doubles(a[SHIFT])[0], flags[K]
         else:
             shift, has_tiny = prepare_slot(a, b, 0, wm, wn, wm, flags)
         source = ios(a[WEIGHTS] + b * a[WEIGHTS_BATCH] * io_bytes)

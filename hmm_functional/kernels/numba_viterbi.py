@@ -24,7 +24,6 @@ from .layout import (
     EMISSION_STEP,
     FINAL,
     FINAL_BATCH,
-    HAS_TINY,
     INITIAL,
     INITIAL_BATCH,
     IS_VARYING,
@@ -44,6 +43,7 @@ from .layout import (
     STATES,
     TASKS,
     TICKET,
+    TINY,
     WEIGHTS,
     WEIGHTS_BATCH,
     WEIGHTS_FROM,
@@ -425,7 +425,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, pointer_type: Any)
         K, T = a[NUM_STATES], a[NUM_STEPS]
         G, NV, margin, S = geometry(a, count)
         order, lengths = integers(a[ORDER]), integers(a[LENGTHS])
-        states, scores = integers(a[STATES]), doubles(a[SCORES])
+        states, scores = integers(a[STATES]), ios(a[SCORES])
         emission = ios(a[EMISSION])
         b = order[first]
         size, row = G * S, G * NV * W
@@ -460,7 +460,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, pointer_type: Any)
                 longest, shortest = max(longest, length), min(shortest, length)
         nan = 0
         if is_dense and a[MATRIX] != 0:
-            wm, nan = pointer(a[MATRIX]), a[HAS_TINY]
+            wm, nan = pointer(a[MATRIX]), integers(a[TINY])[K]
         elif not is_varying:
             nan = prepare(a, b, 0, wm)
         if nan != 0 and longest > 1:
@@ -593,7 +593,7 @@ def build(element: Any, io: Any, lanes: bool, structure: str, pointer_type: Any)
                     t -= 1
                 tail[g], totals[g] = j, total
         for g in range(count):
-            scores[order[first + g]] = totals[g]
+            scores[order[first + g]] = io(totals[g])
 
     def run(a, slot):
         scratch = a[SCRATCH] + slot * a[SCRATCH_BYTES]

@@ -127,9 +127,9 @@ def work(structure: Any, batch: int, num_steps: int, num_states: int) -> int:
     return batch * num_steps * num_states * (20 + moves) // 4
 
 
-def leaves_threads_idle(structure: Any, batch: int, num_steps: int, num_states: int) -> bool:
-    """Whether a pass of few long sequences could use twice the threads that it would keep busy."""
-    is_long = work(structure, batch, num_steps, num_states) > 4 * SERIAL_WORK
+def leaves_threads_idle(structure: Any, batch: int, num_steps: int, num_states: int, bar: int) -> bool:
+    """Whether a pass of few sequences and more than `bar` operations could use twice the threads it keeps busy."""
+    is_long = work(structure, batch, num_steps, num_states) > bar
     return is_long and 0 < 2 * batch <= threads.available()
 
 

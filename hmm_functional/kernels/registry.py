@@ -60,8 +60,9 @@ class Fused:
     Each takes the forward call in the log semiring, its emissions neither masked nor centred, and the final weights.
     """
 
-    meets: Callable[[MessageCall], bool]
-    """Whether the call's passes are to meet in the middle of its sequences, so that more threads have work."""
+    meets: Callable[[MessageCall, bool], bool]
+    """(call, is_recorded): whether the call's passes are to meet in the middle of its sequences, on twice the
+    threads."""
     forward: Callable[..., tuple[Array, ...]]
     """(call, final, has_messages, is_normalised=False, meets=False): log-likelihoods (B,), and forward messages
     (B, T, K) where wanted, each row scaled to a maximum near 0 or to a sum of 1; where passes meet, `statistics` alone
@@ -91,11 +92,19 @@ class Kernel:
 
 
 _KERNELS: dict[str, Kernel] = {}
+_registrations = 0
 
 
 def register(kernel: Kernel) -> None:
     """Make `kernel` available by its name."""
+    global _registrations
+    _registrations += 1
     _KERNELS[kernel.name] = kernel
+
+
+def registrations() -> int:
+    """How often a kernel was registered: what was chosen before the last time may not be chosen again."""
+    return _registrations
 
 
 def names() -> tuple[str, ...]:
@@ -105,7 +114,7 @@ def names() -> tuple[str, ...]:
 
 def check_name(name: Any) -> None:
     """Raise ValueError unless `name` is "auto" or a registered kernel's."""
-    if name != "auto" and name not in _KERNELS:
+    if not isinstance(name, str) or (name != "auto" and name not in _KERNELS):
         known = ", ".join(repr(n) for n in ("auto", *_KERNELS))
         raise ValueError(f"kernel: expected one of {known}, got {name!r}")
 
