@@ -77,7 +77,8 @@ def chain_of(
 ) -> Chain:
     """Check the arguments every chain function takes and bring them to one form.
 
-    With `num_steps` there are no emissions: it is a prior over so many steps. The batch axes of `states` broadcast with the others.
+    With `num_steps` there are no emissions: it is a prior over so many steps. The batch axes of `states` broadcast with
+    the others.
 
     Raises:
         TypeError: an argument is no array, is not floating-point, or belongs to another library.
