@@ -13,6 +13,9 @@ from typing import Any
 SHORTEST_S = 5e-3
 """A sample repeats its call for at least so long."""
 
+SHORT_S = 0.05
+"""A call shorter than this is made once before each sample."""
+
 LONGEST_S = 5.0
 """A call longer than this is timed once."""
 
@@ -30,6 +33,7 @@ class Lane:
     samples: dict[int, float] = field(default_factory=dict)
     spent_s: float = 0.0
     repeats: int = 1
+    is_short: bool = False
 
     @property
     def median_s(self) -> float:
@@ -55,10 +59,10 @@ def _alternate(lanes: dict[str, Lane], budget_s: float, max_rounds: int) -> None
     fastest = min(lane.first_s for lane in lanes.values())
     for lane in lanes.values():
         # a first call may also wait for pages of its library
-        seconds = _seconds(lane.call, 1)
+        seconds = _seconds(lane.call, 1, is_short=False)
         if not lane.is_compiled:
             seconds = min(seconds, lane.first_s)
-        lane.repeats = max(1, math.ceil(SHORTEST_S / seconds))
+        lane.repeats, lane.is_short = max(1, math.ceil(SHORTEST_S / seconds)), seconds < SHORT_S
         if seconds > min(max(share / 3, 3 * fastest), LONGEST_S):
             lane.samples[0], lane.spent_s = seconds, math.inf
     start = time.perf_counter()
@@ -68,7 +72,7 @@ def _alternate(lanes: dict[str, Lane], budget_s: float, max_rounds: int) -> None
         if not racing or (turn >= MIN_SAMPLES and time.perf_counter() - start > budget_s):
             break
         for lane in racing:
-            seconds = _seconds(lane.call, lane.repeats)
+            seconds = _seconds(lane.call, lane.repeats, is_short=lane.is_short)
             lane.samples[turn] = seconds / lane.repeats
             lane.spent_s += seconds
 
@@ -88,8 +92,8 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return out, time.perf_counter() - start
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    if repeats > 1:  # short: the last contender's threads may still be spinning
+def _seconds(call: Callable[[], Any], repeats: int, *, is_short: bool) -> float:
+    if is_short:  # the last contender's threads may still be spinning
         call()
     start = time.perf_counter()
     for _ in range(repeats):
