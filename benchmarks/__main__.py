@@ -33,7 +33,7 @@ LIBRARIES = ("hmmlearn", "dynamax", "pomegranate", "torch-struct", "scikit-learn
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="some three minutes: smaller cells, slow peers skipped")
+    parser.add_argument("--quick", action="store_true", help="under two minutes: smaller cells, slow peers skipped")
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression on cell/operation")
     parser.add_argument("--without", metavar="PATTERN", help="regular expression on contenders to leave out")
     parser.add_argument("--dtype", choices=DTYPES, help="default: both")

@@ -58,10 +58,9 @@ def _alternate(lanes: dict[str, Lane], budget_s: float, max_rounds: int) -> None
     share = 2.0 * budget_s / len(lanes)
     fastest = min(lane.first_s for lane in lanes.values())
     for lane in lanes.values():
-        # a first call may also wait for pages of its library
+        # a first call may also wait for pages of its library, and any for those that the one before gave back
         seconds = _seconds(lane.call, 1, is_short=False)
-        if not lane.is_compiled:
-            seconds = min(seconds, lane.first_s)
+        seconds = min(seconds, _seconds(lane.call, 1, is_short=False) if lane.is_compiled else lane.first_s)
         lane.repeats, lane.is_short = max(1, math.ceil(SHORTEST_S / seconds)), seconds < SHORT_S
         if seconds > min(max(share / 3, 3 * fastest), LONGEST_S):
             lane.samples[0], lane.spent_s = seconds, math.inf

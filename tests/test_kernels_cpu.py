@@ -449,7 +449,7 @@ def test_states_beyond_a_byte_have_wider_back_pointers():
 
 def test_a_long_sequence_among_short_ones_goes_alone():
     lengths = np.array([5, 9000, *[7] * 40])
-    found = plan.plans("dense", True, lengths, len(lengths), 9000, 3, "f64")
+    found = plan.plans("dense", True, lengths, len(lengths), 9000, 3, "f64", 2)
     assert [tasks.lanes for tasks in found] == [False, True]
     assert found[0].order.tolist() == [1]
     assert sorted([*found[0].order, *found[1].order]) == list(range(42))
@@ -462,3 +462,16 @@ def test_a_kernel_named_for_what_it_lacks_says_so():
     with pytest.raises(ValueError, match="k-max"):
         hf.viterbi_k_best(initial, torch.zeros(3, 3), emission, k=2, kernel="numba")
     assert cpu.unsupported is not None
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4])
+def test_large_matrices_are_read_once_for_sequences_together(two_threads, monkeypatch, batch):
+    """Where sequences would each read a matrix beyond a thread's cache, halves of all of them go together."""
+    monkeypatch.setattr(plan, "OWN_CACHE", 0)
+    seen = []
+    original = halves.cuts
+    monkeypatch.setattr(halves, "cuts", lambda *args, **o: (seen.append(o), original(*args, **o))[1])
+    arrays = model(batch=batch, num_steps=50, num_states=9)
+    found = hf.log_likelihood(*arrays)
+    assert seen == [{"together": True}]
+    torch.testing.assert_close(found, hf.log_likelihood(*arrays, kernel="reference"), rtol=1e-12, atol=1e-10)

@@ -19,8 +19,10 @@ TYPES = {"f32": np.float32, "f64": np.float64}
 class Layout:
     """A call in the terms of compiled code."""
 
-    def __init__(self, call: MessageCall) -> None:
+    def __init__(self, call: MessageCall, *, is_for_one: bool = False) -> None:
+        """`is_for_one`: one thread is to do all sequences, since others have other work."""
         self.call = call
+        self._is_for_one = is_for_one
         self.like = call.emission[0]
         self.batch, self.num_steps, self.num_states = self.like.shape
         self.io = kind_of(self.like)
@@ -41,7 +43,14 @@ class Layout:
 
     def plans(self) -> list[plan.Plan]:
         return plan.plans(
-            self.structure, self.can_share, self.lengths, self.batch, self.num_steps, self.num_states, self.element
+            self.structure,
+            self.can_share,
+            self.lengths,
+            self.batch,
+            self.num_steps,
+            self.num_states,
+            self.element,
+            1 if self._is_for_one else self.threads,
         )
 
     def jobs(self, module: str, *variant: Any, is_log: bool = False, reverse: bool = False) -> list[Job]:

@@ -63,6 +63,8 @@ def forward(
     made = Layout(call)
     likelihood = empty_like(made.like, (made.batch,), made.io)
     messages = empty_like(made.like, made.like.shape, made.io) if has_messages else None
+    if messages is None and made.lengths is None:
+        meets = meets or plan.reads_too_much(call.structure, made.can_share, made.batch, made.num_states)
     if made.batch and meets and _can_be_cut(made):
         halves.meet(made, final, likelihood, messages)
     elif made.batch:
@@ -97,7 +99,7 @@ def smooth(call: MessageCall, final: Array) -> tuple[Array, Array]:
                 half.job.fields[layout.TAGGED] = 1
                 jobs += half.jobs("backward", False, reverse=True)
             if cut.end < made.num_steps:
-                posteriors[cut.number, cut.end :] = -np.inf
+                posteriors[cut.which, cut.end :] = -np.inf
         execute(jobs, made.threads)
     elif made.batch:
         _forward(made, final, likelihood, posteriors, 1)
@@ -148,10 +150,10 @@ def _statistics_of_halves(
     passes: list[tuple[halves.Cut, Layout, Any]] = []
     jobs, between = [], []
     for cut in halves.cuts(made, final):
-        one = slice(cut.number, cut.number + 1)
+        one = cut.which
         early, late = messages[one, cut.middle - 1], messages[one, cut.middle]
         if has_counts:
-            between.append(halves.pairs_between(cut, early, late) * host(scale)[cut.number])
+            between.append(halves.pairs_between(cut, early, late) * host(scale)[one.start])
         for half in halves.go_on(cut, early, late, messages, posteriors):
             half.job.point(layout.GRADIENT_SCALE, scale[one])
             (job,) = half.jobs("backward", True, reverse=True)
@@ -163,7 +165,7 @@ def _statistics_of_halves(
         return None
     counts = np.stack(between)
     for cut, half, array in passes:
-        counts[cut.number] += _in_order(half, array, False)[0]
+        counts[cut.which.start] += _in_order(half, array, False)[0]
     return counts.sum(0, keepdims=True) if made.is_shared else counts
 
 

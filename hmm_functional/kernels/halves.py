@@ -22,9 +22,10 @@ from .registry import MessageCall
 
 @dataclass(frozen=True)
 class Cut:
-    """One sequence in two halves, steps 0..middle-1 and middle..end-1."""
+    """A sequence, or some of one length, in two halves: steps 0..middle-1 and middle..end-1."""
 
-    number: int
+    which: slice
+    """Of the batch."""
     middle: int
     end: int
     early: MessageCall
@@ -39,29 +40,31 @@ Met = tuple[Cut, Array, Array]
 """A cut, and the last messages, (1, K) each, of its early and of its late half."""
 
 
-def cuts(made: Layout, final: Array) -> list[Cut]:
-    """Every sequence of a forward call in two halves."""
-    return [_cut(made, final, b) for b in range(made.batch)]
+def cuts(made: Layout, final: Array, *, together: bool = False) -> list[Cut]:
+    """Every sequence of a forward call in two halves, or all of them together."""
+    if together:
+        return [_cut(made, final, slice(0, made.batch))]
+    return [_cut(made, final, slice(b, b + 1)) for b in range(made.batch)]
 
 
-def _cut(made: Layout, final: Array, b: int) -> Cut:
+def _cut(made: Layout, final: Array, which: slice) -> Cut:
     call = made.call
-    end = made.num_steps if made.lengths is None else int(made.lengths[b])
+    end = made.num_steps if made.lengths is None else int(made.lengths[which.start])
     middle = max(1, end // 2)
 
     def own(x: Array) -> Array:
-        return x[b : b + 1, ...] if x.shape[0] > 1 else x
+        return x[which, ...] if x.shape[0] > 1 else x
 
     def slots(first: int, last: int) -> Any:
         weights = tuple(own(w) for w in call.weights[0])
         return (weights if made.is_constant else tuple(w[:, first:last, ...] for w in weights),)
 
     emission = own(call.emission[0])
-    nothing = handed(empty_like(emission, (1, 2, made.num_states), made.io))
+    nothing = handed(empty_like(emission, (emission.shape[0], 2, made.num_states), made.io))
     nothing[...] = 0.0
     whole = replace(call, initial=(own(call.initial[0]),), lengths=None)
     return Cut(
-        number=b,
+        which=which,
         middle=middle,
         end=end,
         early=replace(whole, emission=(emission[:, :middle, :],), weights=slots(0, middle - 1)),
@@ -79,26 +82,32 @@ def _cut(made: Layout, final: Array, b: int) -> Cut:
 def meet(made: Layout, final: Array, likelihood: Array, messages: Array | None = None, form: int = 0) -> list[Met]:
     """Log-likelihoods (B,), and messages (B, T, K), forward ones of the early and reversed ones of the late half."""
     found: list[Met] = []
-    totals, jobs = np.empty((made.batch, 2, 1)), []
-    for cut in cuts(made, final):
-        lasts = [handed(empty_like(made.like, (1, made.num_states), made.io)) for _ in range(2)]
+    jobs, scales = [], []
+    # sequences that together have no thread to spare share the readings of their matrix
+    together = messages is None and made.lengths is None and 2 * made.batch > made.threads
+    for cut in cuts(made, final, together=together):
+        count = cut.which.stop - cut.which.start
+        totals = np.empty((2, count))
+        lasts = [handed(empty_like(made.like, (count, made.num_states), made.io)) for _ in range(2)]
         steps = (slice(0, cut.middle), slice(cut.middle, cut.end))
         for i, call in enumerate((cut.early, cut.late)):
-            half = Layout(call)
-            half.job.keep(layout.TOTAL, totals[cut.number, i])
+            half = Layout(call, is_for_one=together)
+            half.job.keep(layout.TOTAL, totals[i])
             half.job.point(layout.LAST, lasts[i])
             if messages is not None:
-                half.job.point(layout.VALUES, messages[cut.number : cut.number + 1, steps[i], :])
+                half.job.point(layout.VALUES, messages[cut.which, steps[i], :])
                 half.job.fields[layout.TAGGED] = form
             jobs += half.jobs("messages", False)
         found.append((cut, *lasts))
+        scales.append(totals)
     execute(jobs, made.threads)
-    for cut, early, late in found:
+    for (cut, early, late), totals in zip(found, scales, strict=True):
         between = Layout(replace(cut.between, initial=(early,)))
         between.job.point_rows(layout.FINAL, layout.FINAL_BATCH, late)
-        between.job.point(layout.LOG_LIKELIHOOD, likelihood[cut.number : cut.number + 1])
-        between.job.keep(layout.EARLIER, totals[cut.number])
-        between.job.keep(layout.TOTAL, np.empty(1))
+        between.job.point(layout.LOG_LIKELIHOOD, likelihood[cut.which])
+        between.job.keep(layout.EARLIER, totals)
+        between.job.fields[layout.EARLIER_BATCH] = totals.shape[1]
+        between.job.keep(layout.TOTAL, np.empty(totals.shape[1]))
         execute(between.jobs("messages", False), 1)
     return found
 
@@ -112,8 +121,8 @@ def go_on(cut: Cut, early: Array, late: Array, messages: Array, values: Array) -
     ):
         half = Layout(call)
         half.job.point_rows(layout.INITIAL, layout.INITIAL_BATCH, start)
-        half.job.point(layout.MESSAGES, messages[cut.number : cut.number + 1, steps, :])
-        half.job.point(layout.VALUES, values[cut.number : cut.number + 1, steps, :])
+        half.job.point(layout.MESSAGES, messages[cut.which, steps, :])
+        half.job.point(layout.VALUES, values[cut.which, steps, :])
         found.append(half)
     return found
 

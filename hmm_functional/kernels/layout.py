@@ -58,7 +58,8 @@ FRONT = 4
     LAST,
     LAST_TANGENTS,
     LOG_LIKELIHOOD,
-    EARLIER,  # float64*, two log scales to add to the log-likelihood, or null
+    EARLIER,  # float64* (2, batch), log scales to add to the log-likelihoods, or null
+    EARLIER_BATCH,
     MESSAGES,  # forward messages, for what goes back along them
     COTANGENT,
     GRADIENT_SCALE,
@@ -76,8 +77,8 @@ FRONT = 4
     INVERSE_SPREADS,  # (K M, D), one over the standard deviation
     CONSTANTS,  # (K M,), all of a score but the squares
     START,  # (B, K), cotangent of what the first step starts from
-) = range(66)
-NUM_FIELDS = 66
+) = range(67)
+NUM_FIELDS = 67
 
 
 def padded(count: int, lanes: int) -> int:

@@ -10,6 +10,7 @@ from numba import types
 from .layout import (
     CHUNK,
     EARLIER,
+    EARLIER_BATCH,
     EMISSION,
     EMISSION_BATCH,
     EMISSION_STEP,
@@ -464,7 +465,8 @@ def build(element: Any, io: Any, lanes: bool, structure: str, has_tangent: bool)
                     value = float(out[p])
                     found = totals[p] + LN2 * (totals[G * W + p] + float(m[g * S + margin + l])) + math.log(value)
                     if a[EARLIER] != 0:
-                        found += doubles(a[EARLIER])[0] + doubles(a[EARLIER])[1]
+                        which = order[first + (l if lanes else g)]
+                        found += doubles(a[EARLIER])[which] + doubles(a[EARLIER])[a[EARLIER_BATCH] + which]
                     if value == 0.0:
                         found = -infinity
                     ios(a[LOG_LIKELIHOOD])[order[first + (l if lanes else g)]] = io(found)

@@ -20,6 +20,8 @@ SERIAL_WORK = 40_000
 """Elementary operations below which a second thread costs more than it saves, though it be awake."""
 MOST_LANE_SCRATCH = 2**28
 """Bytes that messages or back-pointers of a task may take before its sequences go in smaller groups, or in segments."""
+OWN_CACHE = 2**20
+"""Bytes of transition matrix that a thread has close at hand."""
 FULL_ENOUGH = 0.3
 """Share of a group's vector steps that must be within lengths; sequences longer than their company go alone."""
 
@@ -49,7 +51,14 @@ def variant_of(structure: Any) -> str:
 
 
 def plans(
-    structure: str, can_share: bool, lengths: Any, batch: int, num_steps: int, num_states: int, element: str
+    structure: str,
+    can_share: bool,
+    lengths: Any,
+    batch: int,
+    num_steps: int,
+    num_states: int,
+    element: str,
+    num_threads: int,
 ) -> list[Plan]:
     """Groups of sequences of like length, the longest first.
 
@@ -58,9 +67,9 @@ def plans(
         lengths: NumPy integers, or None where all are `num_steps`.
     """
     if lengths is None:
-        return _regular(structure, can_share, batch, num_steps, num_states, element, threads.available())
+        return _regular(structure, can_share, batch, num_steps, num_states, element, num_threads)
     order = np.argsort(-lengths, kind="stable")
-    return _plans(structure, can_share, order, lengths, num_steps, num_states, element, threads.available())
+    return _plans(structure, can_share, order, lengths, num_steps, num_states, element, num_threads)
 
 
 @lru_cache(maxsize=256)
@@ -131,6 +140,12 @@ def leaves_threads_idle(structure: Any, batch: int, num_steps: int, num_states: 
     """Whether a pass of few sequences and more than `bar` operations could use twice the threads it keeps busy."""
     is_long = work(structure, batch, num_steps, num_states) > bar
     return is_long and 0 < 2 * batch <= threads.available()
+
+
+def reads_too_much(structure: Any, can_share: bool, batch: int, num_states: int) -> bool:
+    """Whether sequences on different threads would each read a matrix that is too large for a thread's own cache."""
+    is_large = isinstance(structure, Dense) and num_states**2 * 8 > OWN_CACHE
+    return can_share and is_large and 1 < batch <= FRONT * threads.available() // 2
 
 
 @dataclass(frozen=True)
