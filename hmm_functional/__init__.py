@@ -4,7 +4,13 @@ from ._types import Forward, ForwardBackward, Viterbi
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
 from .builders import ergodic, from_mask, left_to_right
 from .decode import log_joint, viterbi, viterbi_k_best
-from .emissions import categorical_log_prob, gaussian_log_prob, gmm_log_likelihood
+from .emissions import (
+    bernoulli_log_prob,
+    categorical_log_prob,
+    gaussian_log_prob,
+    gmm_log_likelihood,
+    poisson_log_prob,
+)
 from .entropy import posterior_entropy
 from .kernels import cpu as _cpu  # noqa: F401  (registers its kernel)
 from .likelihood import forecast, forward, log_likelihood
@@ -29,6 +35,7 @@ __all__ = [
     "Sparse",
     "StreamState",
     "Viterbi",
+    "bernoulli_log_prob",
     "categorical_log_prob",
     "ergodic",
     "expected_transitions",
@@ -43,6 +50,7 @@ __all__ = [
     "log_likelihood",
     "mask_emission",
     "pair_posteriors",
+    "poisson_log_prob",
     "posterior_decode",
     "posterior_entropy",
     "restrict_states",

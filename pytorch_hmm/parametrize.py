@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hmm_functional.emissions.gaussian import COVARIANCE_SHAPES
+from hmm_functional.emissions.density import COVARIANCE_SHAPES
 
 from ._check import first, need_normalised, parameter_values
 

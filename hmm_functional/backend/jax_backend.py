@@ -72,6 +72,9 @@ class JaxBackend:
     def log(self, x: Array) -> Array:
         return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1.0, x)))
 
+    def log_gamma(self, x: Array) -> Array:
+        return jax.scipy.special.gammaln(x)
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         top = jnp.max(jax.lax.stop_gradient(x), axis=axis, keepdims=True)
         return jnp.maximum(top, np.finfo(x.dtype).min)

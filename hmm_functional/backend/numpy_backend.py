@@ -77,6 +77,11 @@ class NumpyBackend:
         with np.errstate(divide="ignore"):
             return self.xp.log(x)
 
+    def log_gamma(self, x: Array) -> Array:
+        from scipy.special import gammaln
+
+        return self.xp.asarray(gammaln(np.asarray(x)))
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         return self.xp.clip(self.xp.max(x, axis=axis, keepdims=True), min=self.xp.finfo(x.dtype).min)
 

@@ -70,6 +70,9 @@ class Backend(Protocol):
     def log(self, x: Array) -> Array:
         """log(x), with log(0) = -inf and a gradient of zero there."""
 
+    def log_gamma(self, x: Array) -> Array:
+        """log of the gamma function of positive numbers."""
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         """The maximum along `axis` (kept) as a constant; the lowest finite number where that is -inf."""
 

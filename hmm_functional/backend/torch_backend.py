@@ -91,6 +91,9 @@ class TorchBackend:
             return torch.log(x)
         return torch.where(x == 0, -torch.inf, torch.log(torch.where(x == 0, 1.0, x)))
 
+    def log_gamma(self, x: Array) -> Array:
+        return torch.lgamma(x)
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         return x.detach().amax(axis, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 

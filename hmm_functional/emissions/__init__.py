@@ -1,7 +1,27 @@
-"""Emission families: log-densities of observations for every state."""
+"""Emission families: log-densities of observations for every state, and what learning needs of them."""
 
-from .categorical import categorical_log_prob
-from .gaussian import gaussian_log_prob
-from .mixture import gmm_log_likelihood
+from .bernoulli import Bernoulli, BernoulliParameters, bernoulli_log_prob
+from .categorical import Categorical, CategoricalParameters, categorical_log_prob
+from .gaussian import Gaussian, GaussianParameters, gaussian_log_prob
+from .mixture import GaussianMixture, MixtureParameters, gmm_log_likelihood
+from .moments import GaussianPrior
+from .poisson import Poisson, PoissonParameters, poisson_log_prob
 
-__all__ = ["categorical_log_prob", "gaussian_log_prob", "gmm_log_likelihood"]
+__all__ = [
+    "Bernoulli",
+    "BernoulliParameters",
+    "Categorical",
+    "CategoricalParameters",
+    "Gaussian",
+    "GaussianMixture",
+    "GaussianParameters",
+    "GaussianPrior",
+    "MixtureParameters",
+    "Poisson",
+    "PoissonParameters",
+    "bernoulli_log_prob",
+    "categorical_log_prob",
+    "gaussian_log_prob",
+    "gmm_log_likelihood",
+    "poisson_log_prob",
+]

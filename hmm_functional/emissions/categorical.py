@@ -1,9 +1,15 @@
-"""Symbols from a finite alphabet."""
+"""Symbols from a finite alphabet: their log-probability, expected statistics, and M-step."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
+
 from .._check import need_floating, need_integers, need_range
-from ..backend import Array, backend_of
+from ..backend import Array, Backend, backend_of
+from .density import WORKSPACE
+from .moments import wide
 
 
 def categorical_log_prob(observations: Array, log_probs: Array) -> Array:
@@ -43,3 +49,78 @@ def categorical_log_prob(observations: Array, log_probs: Array) -> Array:
         log_probs = xp.astype(log_probs, xp.float32)
     rows = xp.take(xp.matrix_transpose(log_probs), xp.reshape(observations, (-1,)), axis=0)
     return xp.reshape(rows, (*observations.shape, num_states))
+
+
+class CategoricalParameters(NamedTuple):
+    """log p(symbol given state), (K, V)."""
+
+    log_probs: Array
+
+
+class CategoricalStatistics(NamedTuple):
+    """How often each symbol is expected in each state, (K, V)."""
+
+    counts: Array
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """The family of symbols, for `hmm_functional.learning`.
+
+    Args:
+        concentration: of the Dirichlet prior of each state's probabilities, a number or (K, V), at least 1.
+    """
+
+    concentration: Any = 1.0
+
+    def log_prob(self, observations: Array, parameters: CategoricalParameters) -> Array:
+        """(..., T, K)."""
+        return categorical_log_prob(observations, parameters.log_probs)
+
+    def statistics(
+        self, observations: Array, posteriors: Array, parameters: CategoricalParameters
+    ) -> CategoricalStatistics:
+        """Weighted counts of the symbols, summed over all frames; posteriors (..., T, K), 0 where not observed."""
+        backend = backend_of(observations=observations, posteriors=posteriors)
+        xp, (num_states, num_symbols) = backend.xp, parameters.log_probs.shape
+        symbols, weights = xp.reshape(observations, (-1,)), xp.reshape(posteriors, (-1, num_states))
+        every = backend.arange(num_symbols, like=symbols)
+        length = max(1, WORKSPACE // (num_symbols + num_states))
+        counts = wide(backend, xp.zeros_like(parameters.log_probs))
+        for start in range(0, symbols.shape[0], length):
+            part = wide(backend, weights[start : start + length, ...])
+            is_symbol = xp.astype(symbols[start : start + length, None] == every, part.dtype)
+            counts = counts + xp.matrix_transpose(part) @ is_symbol
+        return CategoricalStatistics(counts)
+
+    def m_step(self, statistics: CategoricalStatistics, parameters: CategoricalParameters) -> CategoricalParameters:
+        """The probabilities of highest expected log-probability (and prior); zeros stay."""
+        backend = backend_of(log_probs=parameters.log_probs)
+        (counts,), (old,) = statistics, parameters
+        return CategoricalParameters(maximize_probabilities(backend, counts, old, self.concentration))
+
+    def log_prior(self, parameters: CategoricalParameters) -> Any:
+        """log density of the parameters before any data, up to a constant."""
+        return dirichlet_log_density(parameters.log_probs, self.concentration)
+
+
+def maximize_probabilities(backend: Backend, counts: Array, log_old: Array, concentration: Any = 1.0) -> Array:
+    """Log-probabilities along the last axis from expected counts and a Dirichlet prior: the mode.
+
+    Entries of -inf in `log_old` stay so, and a row without counts or prior keeps the values of `log_old`.
+    """
+    xp = backend.xp
+    is_possible = log_old > -inf
+    counts = xp.where(is_possible, counts + (concentration - 1.0), 0.0)
+    total = xp.sum(counts, axis=-1, keepdims=True)
+    found = backend.log(counts / xp.where(total > 0, total, 1.0))
+    return xp.where(total > 0, xp.astype(found, log_old.dtype), log_old)
+
+
+def dirichlet_log_density(log_probs: Array, concentration: Any) -> Any:
+    """log density of rows of probabilities under a Dirichlet prior, up to a constant; zeros are no part of it."""
+    if isinstance(concentration, int | float) and concentration == 1:
+        return 0.0
+    backend = backend_of(log_probs=log_probs)
+    xp = backend.xp
+    return xp.sum(xp.where(log_probs > -inf, (concentration - 1.0) * xp.where(log_probs > -inf, log_probs, 0.0), 0.0))

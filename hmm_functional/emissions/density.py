@@ -1,4 +1,4 @@
-"""Gaussian emissions: the density every Gaussian family here rests on."""
+"""The density that every Gaussian family here rests on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import inf, log, pi
 from typing import Any
 
 from .._check import need_floating, need_shape
-from ..backend import Array, Backend, backend_of
+from ..backend import Array, Backend
 from ..kernels.gaussians import can_read, mixture_log_prob
 
 WORKSPACE = 2**23
@@ -24,53 +24,6 @@ COVARIANCE_SHAPES: dict[str, tuple[str, ...]] = {
     "tied_diag": ("D",),
 }
 """Axes of `covariances` for each `covariance_type`; a single Gaussian has no M."""
-
-
-def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, covariance_type: str = "diag") -> Array:
-    """log p(x_t given z_t = k) of Gaussian emissions.
-
-    Args:
-        observations: (..., T, D).
-        means: (K, D).
-        covariances: variances, not standard deviations: "diag" (K, D), "spherical" (K,), "full" (K, D, D), "tied"
-            (D, D), "tied_diag" (D,). Positive (definite): not checked here, what is not gives NaN.
-        covariance_type: which of these.
-
-    Returns:
-        (..., T, K), nats; NaN for a frame that holds NaN, and for that one alone.
-
-    Raises:
-        TypeError: not floating-point arrays of one library. ValueError: shapes, or an unknown covariance_type.
-
-    Cost: O(B T K D), O(B T K D^2) for "full"; no (B, T, K, D) array beyond a workspace of 2^23 elements. Eager calls
-    on the CPU sum squared differences of diagonal covariances in compiled code, where nothing cancels. Elsewhere, and
-    for "tied", it is one matrix product of observations and means centred on the mean of the means, c; its rounding
-    error is below eps times the sum over features of (|x - c| + |mean - c|)^2 over the variance, which an offset of
-    the data does not enter: in float32, D = 80, offset 1000, 6e-5 nats of 300. On a GPU and under a tracer, which
-    read no values, use float64 for states far apart. Gradients are those of the matrix product.
-
-    Example:
-        >>> import torch, hmm_functional as hf
-        >>> hf.gaussian_log_prob(torch.zeros(1, 1), torch.tensor([[0.0], [1.0]]), torch.ones(2, 1))
-        tensor([[-0.9189, -1.4189]])
-    """
-    backend = backend_of(observations=observations, means=means, covariances=covariances)
-    need_shape("means", means.shape, (None, None), "(K, D)")
-    if means.ndim != 2:
-        raise ValueError(f"means: expected shape (K, D), got {tuple(means.shape)}")
-    observations, (means, covariances) = common(backend, observations, means=means, covariances=covariances)
-    need_covariances(covariances.shape, covariance_type, means.shape[0], None, means.shape[1])
-
-    def exact(observations: Array, means: Array, covariances: Array) -> Array:
-        density = Density(backend, observations, means, covariances, covariance_type)
-        return over_frames(backend, observations, density.cost, density.log_prob, *density.parameters)
-
-    def fast(observations: Array, means: Array, covariances: Array) -> Array:
-        return compiled_log_prob(backend, observations, None, means[:, None, :], covariances, covariance_type)
-
-    if not can_compile(backend, covariance_type, observations, means, covariances):
-        return exact(observations, means, covariances)
-    return backend.shortcut(fast, exact, observations, means, covariances)
 
 
 class Density:

@@ -1,11 +1,24 @@
-"""Mixtures of Gaussians."""
+"""Mixtures of Gaussians: their log-density, expected statistics, and M-step."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 from .._check import need_shape
-from ..backend import Array, backend_of
-from ..numerics import logsumexp
-from .gaussian import Density, can_compile, common, compiled_log_prob, need_covariances, over_frames
+from ..backend import Array, Backend, backend_of
+from ..numerics import logsumexp, softmax
+from .categorical import dirichlet_log_density, maximize_probabilities
+from .density import (
+    WORKSPACE,
+    Density,
+    can_compile,
+    common,
+    compiled_log_prob,
+    need_covariances,
+    over_frames,
+)
+from .moments import GaussianPrior, GaussianStatistics, centre_of, maximize_gaussians, recentred, weighted_moments, wide
 
 
 def gmm_log_likelihood(
@@ -50,9 +63,7 @@ def gmm_log_likelihood(
     need_covariances(covariances.shape, covariance_type, num_states, num_mixtures, dim)
 
     def exact(observations: Array, log_weights: Array, means: Array, covariances: Array) -> Array:
-        if not covariance_type.startswith("tied"):
-            covariances = xp.reshape(covariances, (num_states * num_mixtures, *covariances.shape[2:]))
-        density = Density(backend, observations, xp.reshape(means, (-1, dim)), covariances, covariance_type)
+        density = _density(backend, observations, means, covariances, covariance_type)
 
         def mixed(frames: Array, log_weights: Array, *parameters: Array) -> Array:
             scores = density.log_prob(frames, *parameters)
@@ -67,3 +78,87 @@ def gmm_log_likelihood(
     if not can_compile(backend, covariance_type, *arrays):
         return exact(*arrays)
     return backend.shortcut(fast, exact, *arrays)
+
+
+def _density(backend: Backend, observations: Array, means: Array, covariances: Array, covariance_type: str) -> Density:
+    """The K M Gaussians, one after the other."""
+    xp = backend.xp
+    if not covariance_type.startswith("tied"):
+        covariances = xp.reshape(covariances, (means.shape[0] * means.shape[1], *covariances.shape[2:]))
+    return Density(backend, observations, xp.reshape(means, (-1, means.shape[-1])), covariances, covariance_type)
+
+
+class MixtureParameters(NamedTuple):
+    """log weights (K, M), means (K, M, D), and covariances in the shape of their type."""
+
+    log_weights: Array
+    means: Array
+    covariances: Array
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """The family of mixtures of Gaussians, for `hmm_functional.learning`; arguments as `Gaussian`'s.
+
+    Args:
+        concentration: of the Dirichlet prior of each state's weights, a number or (K, M), at least 1.
+    """
+
+    covariance_type: str = "diag"
+    variance_floor: Any = 0.0
+    prior: GaussianPrior | None = None
+    concentration: Any = 1.0
+
+    def log_prob(self, observations: Array, parameters: MixtureParameters) -> Array:
+        """(..., T, K)."""
+        return gmm_log_likelihood(observations, *parameters, covariance_type=self.covariance_type)
+
+    def statistics(self, observations: Array, posteriors: Array, parameters: MixtureParameters) -> GaussianStatistics:
+        """Weighted moments for each of K M components about `centre_of` the means, summed over all frames.
+
+        Args:
+            posteriors: (..., T, K), probabilities times weights; 0 where nothing was observed.
+        """
+        log_weights, means, covariances = parameters
+        backend = backend_of(observations=observations, posteriors=posteriors, means=means)
+        xp, dim = backend.xp, means.shape[-1]
+        (num_states, num_mixtures), centre = log_weights.shape, centre_of(backend, means)
+        frames, posteriors = xp.reshape(observations, (-1, dim)), xp.reshape(posteriors, (-1, num_states))
+        frames = xp.where(xp.sum(posteriors, axis=-1, keepdims=True) > 0, frames, centre)
+        density = _density(backend, frames, means, covariances, self.covariance_type)
+        length = max(1, WORKSPACE // density.cost)
+        found: GaussianStatistics | None = None
+        for start in range(0, max(1, frames.shape[0]), length):
+            part = frames[start : start + length, ...]
+            scores = density.log_prob(part, *density.parameters)
+            shares = softmax(backend, xp.reshape(scores, (-1, num_states, num_mixtures)) + log_weights)
+            weights = xp.reshape(shares * posteriors[start : start + length, :, None], (-1, num_states * num_mixtures))
+            one = weighted_moments(backend, part, weights, centre, self.covariance_type)
+            found = one if found is None else GaussianStatistics(*(x + y for x, y in zip(found, one, strict=True)))
+        assert found is not None
+        return found
+
+    def m_step(self, statistics: GaussianStatistics, parameters: MixtureParameters) -> MixtureParameters:
+        """The parameters of highest expected log-density (and prior); a component without frames keeps its own."""
+        log_weights, means, covariances = parameters
+        backend = backend_of(means=means)
+        xp = backend.xp
+        flat = xp.reshape(means, (-1, means.shape[-1]))
+        floor, prior, form = self.variance_floor, self.prior, self.covariance_type
+        moved, spread = maximize_gaussians(statistics, flat, covariances, form, floor=floor, prior=prior)
+        counts = xp.reshape(statistics.counts, log_weights.shape)
+        weights = maximize_probabilities(backend, counts, log_weights, self.concentration)
+        return MixtureParameters(weights, xp.reshape(moved, means.shape), spread)
+
+    def moved(
+        self, statistics: GaussianStatistics, old: MixtureParameters, new: MixtureParameters
+    ) -> GaussianStatistics:
+        """Statistics made with the old parameters, as if with the new ones' centre."""
+        backend = backend_of(means=old.means)
+        shift = wide(backend, centre_of(backend, old.means)) - wide(backend, centre_of(backend, new.means))
+        return recentred(statistics, shift, self.covariance_type)
+
+    def log_prior(self, parameters: MixtureParameters) -> Any:
+        """log density of the parameters before any data, up to a constant; 0 without a prior."""
+        own = 0.0 if self.prior is None else self.prior.log_density(*parameters[1:], self.covariance_type)
+        return own + dirichlet_log_density(parameters.log_weights, self.concentration)

@@ -1,0 +1,99 @@
+"""Yes or no: the Bernoulli log-probability, expected statistics, and M-step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .._check import need_floating, need_shape
+from ..backend import Array, backend_of
+from .poisson import weighted_sums
+
+
+def bernoulli_log_prob(observations: Array, probs: Array) -> Array:
+    """log p(x_t given z_t = k) of D independent features that are 0 or 1.
+
+    Args:
+        observations: (..., T, D), zeros and ones (or booleans).
+        probs: (K, D), probabilities of a one.
+
+    Returns:
+        (..., T, K), nats, in the dtype of the probabilities.
+
+    Raises:
+        TypeError: probabilities that are not floating-point. ValueError: shapes.
+
+    Cost: O(B T K D), one matrix product.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.bernoulli_log_prob(torch.tensor([[1, 0]]), torch.tensor([[0.5, 0.2], [1.0, 0.5]])).exp()
+        tensor([[0.4000, 0.5000]])
+    """
+    backend = backend_of(observations=observations, probs=probs)
+    xp = backend.xp
+    need_floating("probs", xp, probs)
+    if probs.ndim != 2:
+        raise ValueError(f"probs: expected shape (K, D), got {tuple(probs.shape)}")
+    dim = probs.shape[1]
+    need_shape("observations", observations.shape, (None, dim), f"(..., T, D) with D = {dim} as in probs")
+    if xp.finfo(probs.dtype).bits < 32:
+        probs = xp.astype(probs, xp.float32)
+    x = xp.astype(observations, probs.dtype)
+    turn, is_never, is_always = xp.matrix_transpose, probs == 0, probs == 1
+    yes, no = xp.log(xp.where(is_never, 1.0, probs)), xp.log1p(-xp.where(is_always, 0.0, probs))
+    found = x @ turn(yes) + (1.0 - x) @ turn(no)
+    clashes = x @ turn(xp.astype(is_never, x.dtype)) + (1.0 - x) @ turn(xp.astype(is_always, x.dtype))
+    return xp.where(clashes > 0, -xp.inf, found)
+
+
+class BernoulliParameters(NamedTuple):
+    """Probabilities of a one, (K, D)."""
+
+    probs: Array
+
+
+class BernoulliStatistics(NamedTuple):
+    """Expected frames (K,) of each state, and how many ones are among them, (K, D)."""
+
+    counts: Array
+    sums: Array
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """The family of yes-or-no features, for `hmm_functional.learning`.
+
+    Args:
+        ones, zeros: of the beta prior of each probability, at least 1 each; a number or (K, D).
+    """
+
+    ones: Any = 1.0
+    zeros: Any = 1.0
+
+    def log_prob(self, observations: Array, parameters: BernoulliParameters) -> Array:
+        """(..., T, K)."""
+        return bernoulli_log_prob(observations, parameters.probs)
+
+    def statistics(
+        self, observations: Array, posteriors: Array, parameters: BernoulliParameters
+    ) -> BernoulliStatistics:
+        """Weighted sums over all frames; posteriors (..., T, K), 0 where not observed."""
+        backend = backend_of(observations=observations, posteriors=posteriors)
+        return BernoulliStatistics(*weighted_sums(backend, observations, posteriors))
+
+    def m_step(self, statistics: BernoulliStatistics, parameters: BernoulliParameters) -> BernoulliParameters:
+        """The probabilities of highest expected log-probability (and prior); a state without frames keeps its own."""
+        (probs,), (counts, sums) = parameters, statistics
+        xp = backend_of(probs=probs).xp
+        total = counts[:, None] + (self.ones + self.zeros - 2.0) + xp.zeros_like(sums)
+        found = (sums + (self.ones - 1.0)) / xp.where(total > 0, total, 1.0)
+        found = xp.clip(xp.astype(found, probs.dtype), 0.0, 1.0)
+        return BernoulliParameters(xp.where(total > 0, found, probs))
+
+    def log_prior(self, parameters: BernoulliParameters) -> Any:
+        """log density of the parameters before any data, up to a constant."""
+        (probs,) = parameters
+        xp = backend_of(probs=probs).xp
+        yes, no = xp.log(xp.where(probs > 0, probs, 1.0)), xp.log1p(-xp.where(probs < 1, probs, 0.0))
+        return xp.sum((self.ones - 1.0) * yes + (self.zeros - 1.0) * no)

@@ -1,0 +1,114 @@
+"""Gaussian emissions: their log-density, expected statistics, and M-step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .._check import need_shape
+from ..backend import Array, backend_of
+from .density import Density, can_compile, common, compiled_log_prob, need_covariances, over_frames
+from .moments import GaussianPrior, GaussianStatistics, centre_of, maximize_gaussians, recentred, weighted_moments, wide
+
+
+def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, covariance_type: str = "diag") -> Array:
+    """log p(x_t given z_t = k) of Gaussian emissions.
+
+    Args:
+        observations: (..., T, D).
+        means: (K, D).
+        covariances: variances, not standard deviations: "diag" (K, D), "spherical" (K,), "full" (K, D, D), "tied"
+            (D, D), "tied_diag" (D,). Positive (definite): not checked here, what is not gives NaN.
+        covariance_type: which of these.
+
+    Returns:
+        (..., T, K), nats; NaN for a frame that holds NaN, and for that one alone.
+
+    Raises:
+        TypeError: not floating-point arrays of one library. ValueError: shapes, or an unknown covariance_type.
+
+    Cost: O(B T K D), O(B T K D^2) for "full"; no (B, T, K, D) array beyond a workspace of 2^23 elements. Eager calls
+    on the CPU sum squared differences of diagonal covariances in compiled code, where nothing cancels. Elsewhere, and
+    for "tied", it is one matrix product of observations and means centred on the mean of the means, c; its rounding
+    error is below eps times the sum over features of (|x - c| + |mean - c|)^2 over the variance, which an offset of
+    the data does not enter: in float32, D = 80, offset 1000, 6e-5 nats of 300. On a GPU and under a tracer, which
+    read no values, use float64 for states far apart. Gradients are those of the matrix product.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.gaussian_log_prob(torch.zeros(1, 1), torch.tensor([[0.0], [1.0]]), torch.ones(2, 1))
+        tensor([[-0.9189, -1.4189]])
+    """
+    backend = backend_of(observations=observations, means=means, covariances=covariances)
+    need_shape("means", means.shape, (None, None), "(K, D)")
+    if means.ndim != 2:
+        raise ValueError(f"means: expected shape (K, D), got {tuple(means.shape)}")
+    observations, (means, covariances) = common(backend, observations, means=means, covariances=covariances)
+    need_covariances(covariances.shape, covariance_type, means.shape[0], None, means.shape[1])
+
+    def exact(observations: Array, means: Array, covariances: Array) -> Array:
+        density = Density(backend, observations, means, covariances, covariance_type)
+        return over_frames(backend, observations, density.cost, density.log_prob, *density.parameters)
+
+    def fast(observations: Array, means: Array, covariances: Array) -> Array:
+        return compiled_log_prob(backend, observations, None, means[:, None, :], covariances, covariance_type)
+
+    if not can_compile(backend, covariance_type, observations, means, covariances):
+        return exact(observations, means, covariances)
+    return backend.shortcut(fast, exact, observations, means, covariances)
+
+
+class GaussianParameters(NamedTuple):
+    """Means (K, D) and covariances in the shape of their type."""
+
+    means: Array
+    covariances: Array
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The family of Gaussian emissions, for `hmm_functional.learning`.
+
+    Args:
+        covariance_type: as in `gaussian_log_prob`.
+        variance_floor: the least variance, a number or (D,): what the M-step maximises over excludes smaller ones.
+        prior: what is believed of means and covariances beforehand; default nothing (maximum likelihood).
+    """
+
+    covariance_type: str = "diag"
+    variance_floor: Any = 0.0
+    prior: GaussianPrior | None = None
+
+    def log_prob(self, observations: Array, parameters: GaussianParameters) -> Array:
+        """(..., T, K)."""
+        return gaussian_log_prob(observations, *parameters, covariance_type=self.covariance_type)
+
+    def statistics(self, observations: Array, posteriors: Array, parameters: GaussianParameters) -> GaussianStatistics:
+        """Weighted moments of the observations about `centre_of` the means, summed over all frames.
+
+        Args:
+            posteriors: (..., T, K), probabilities times weights; 0 where nothing was observed.
+        """
+        backend = backend_of(observations=observations, posteriors=posteriors)
+        centre = centre_of(backend, parameters.means)
+        return weighted_moments(backend, observations, posteriors, centre, self.covariance_type)
+
+    def m_step(self, statistics: GaussianStatistics, parameters: GaussianParameters) -> GaussianParameters:
+        """The parameters of highest expected log-density (and prior); a state without frames keeps its own."""
+        return GaussianParameters(
+            *maximize_gaussians(
+                statistics, *parameters, self.covariance_type, floor=self.variance_floor, prior=self.prior
+            )
+        )
+
+    def moved(
+        self, statistics: GaussianStatistics, old: GaussianParameters, new: GaussianParameters
+    ) -> GaussianStatistics:
+        """Statistics made with the old parameters, as if with the new ones' centre."""
+        backend = backend_of(means=old.means)
+        shift = wide(backend, centre_of(backend, old.means)) - wide(backend, centre_of(backend, new.means))
+        return recentred(statistics, shift, self.covariance_type)
+
+    def log_prior(self, parameters: GaussianParameters) -> Any:
+        """log density of the parameters before any data, up to a constant; 0 without a prior."""
+        return 0.0 if self.prior is None else self.prior.log_density(*parameters, self.covariance_type)

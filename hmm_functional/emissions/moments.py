@@ -1,0 +1,219 @@
+"""Moments of frames under weights, and the Gaussians that fit them best: the E- and M-step of all Gaussian families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..backend import Array, Backend, backend_of
+from .density import WORKSPACE
+
+
+class GaussianStatistics(NamedTuple):
+    """Sums over frames for each of C Gaussians, about a common centre; they add up over batches and processes."""
+
+    counts: Array
+    """(C,)"""
+    sums: Array
+    """(C, D)"""
+    squares: Array
+    """"diag" (C, D), "spherical" (C,), "full" (C, D, D), "tied" (D, D), "tied_diag" (D,)."""
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """Conjugate prior: mean ~ N(`mean`, covariance / `mean_weight`), covariance ~ inverse Wishart(`scale`, `degrees`).
+
+    For "full" and "tied" covariances, where `scale` is (D, D). For the others every variance ~ inverse gamma
+    (`degrees` / 2, `scale` / 2), `scale` a number or (D,) ("spherical": a number).
+
+    Args:
+        mean: (D,), or (C, D) for means of their own.
+        mean_weight: how many observations the prior mean counts for; 0 for none.
+        scale: sum of squares that the prior counts for.
+        degrees: degrees of freedom.
+
+    References: Gelman et al. 2013, section 3.6; the estimate is the joint mode.
+    """
+
+    mean: Any = 0.0
+    mean_weight: float = 0.0
+    scale: Any = 0.0
+    degrees: float = 0.0
+
+    def log_density(self, means: Array, covariances: Array, covariance_type: str) -> Any:
+        """log density of these parameters, up to a constant."""
+        backend = backend_of(means=means, covariances=covariances)
+        xp, dim = backend.xp, means.shape[-1]
+        means = xp.reshape(means, (-1, dim))
+        count, gaps = means.shape[0], means - self.mean
+        squares = self.mean_weight * gaps * gaps
+        if covariance_type in ("full", "tied"):
+            flat = xp.reshape(covariances, (-1, dim, dim))
+            inverse = xp.linalg.inv(flat)
+            log_det = 2 * xp.sum(xp.log(xp.linalg.diagonal(xp.linalg.cholesky(flat))), axis=-1)
+            each = count // flat.shape[0]  # Gaussians that share a covariance
+            whole = self.mean_weight * (xp.matrix_transpose(inverse) @ gaps[..., None])[..., 0] * gaps
+            traces = xp.sum(xp.sum(inverse * xp.asarray(self.scale), axis=-1), axis=-1)
+            has_mean = each if self.mean_weight else 0
+            return -0.5 * (
+                xp.sum(whole) + xp.sum(traces) + xp.sum(log_det) * (self.degrees_of(covariance_type, dim) + has_mean)
+            )
+        if covariance_type == "spherical":
+            variances, squares = xp.reshape(covariances, (-1,)), xp.sum(squares, axis=-1)
+            terms = dim if self.mean_weight else 0
+        elif covariance_type == "tied_diag":
+            variances, squares = covariances, xp.sum(squares, axis=0)
+            terms = count if self.mean_weight else 0
+        else:
+            variances = xp.reshape(covariances, means.shape)
+            terms = 1 if self.mean_weight else 0
+        powers = self.degrees_of(covariance_type, dim) + terms
+        return -0.5 * xp.sum((squares + self.scale) / variances + powers * xp.log(variances))
+
+    def degrees_of(self, covariance_type: str, dim: int) -> float:
+        """Twice the power of the determinant (or variance) in the covariance's own density; 0 where it has none."""
+        if not self.degrees:
+            return 0.0
+        return self.degrees + (dim + 1 if covariance_type in ("full", "tied") else 2)
+
+
+def centre_of(backend: Backend, means: Array) -> Array:
+    """(D,): what moments are taken about, the mean of the means, so that little cancels."""
+    xp = backend.xp
+    return backend.stop_gradient(xp.mean(xp.reshape(means, (-1, means.shape[-1])), axis=0))
+
+
+def wide(backend: Backend, x: Array) -> Array:
+    """`x` in the dtype that sums over all frames are made in: float64 where there is one."""
+    dtype = backend.wide_dtype(x)
+    return x if dtype is None else backend.xp.astype(x, dtype, copy=False)
+
+
+def weighted_moments(
+    backend: Backend, observations: Array, weights: Array, centre: Array, covariance_type: str
+) -> GaussianStatistics:
+    """Moments of observations (..., T, D) about `centre` (D,) under weights (..., T, C), 0 where not observed."""
+    xp = backend.xp
+    dim, count = observations.shape[-1], weights.shape[-1]
+    frames, weights = xp.reshape(observations, (-1, dim)), xp.reshape(weights, (-1, count))
+    length = max(1, WORKSPACE // (dim + count))
+    found: GaussianStatistics | None = None
+    for start in range(0, max(1, frames.shape[0]), length):
+        part = slice(start, start + length)
+        one = _moments(backend, frames[part, ...], weights[part, ...], centre, covariance_type)
+        found = one if found is None else GaussianStatistics(*(x + y for x, y in zip(found, one, strict=True)))
+    assert found is not None
+    return found
+
+
+def _moments(
+    backend: Backend, frames: Array, weights: Array, centre: Array, covariance_type: str
+) -> GaussianStatistics:
+    xp, turn = backend.xp, backend.xp.matrix_transpose
+    weights = wide(backend, weights)
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    x = xp.where(total > 0, wide(backend, frames) - wide(backend, centre), 0.0)  # what has no weight may be NaN
+    counts, sums = xp.sum(weights, axis=0), turn(weights) @ x
+    if covariance_type == "tied":
+        squares = turn(x * total) @ x
+    elif covariance_type == "full":
+        squares = xp.stack([turn(x * weights[:, c : c + 1]) @ x for c in range(weights.shape[1])])
+    elif covariance_type == "tied_diag":
+        squares = xp.sum(total * x * x, axis=0)
+    elif covariance_type == "spherical":
+        squares = (turn(weights) @ xp.sum(x * x, axis=-1, keepdims=True))[:, 0]
+    else:
+        squares = turn(weights) @ (x * x)
+    return GaussianStatistics(counts, sums, squares)
+
+
+def recentred(statistics: GaussianStatistics, shift: Array, covariance_type: str) -> GaussianStatistics:
+    """The same moments about a centre that lies `shift` (D,) below theirs."""
+    xp = backend_of(sums=statistics.sums).xp
+    n, sums, squares = statistics
+    moved = sums + n[:, None] * shift
+    if covariance_type in ("full", "tied"):
+        outer = sums[:, :, None] * shift
+        added = outer + xp.matrix_transpose(outer) + n[:, None, None] * shift[:, None] * shift
+    else:
+        added = (sums + moved) * shift
+    if covariance_type.startswith("tied"):
+        added = xp.sum(added, axis=0)
+    elif covariance_type == "spherical":
+        added = xp.sum(added, axis=-1)
+    return GaussianStatistics(n, moved, squares + added)
+
+
+def maximize_gaussians(
+    statistics: GaussianStatistics,
+    means: Array,
+    covariances: Array,
+    covariance_type: str,
+    *,
+    floor: Any = 0.0,
+    prior: GaussianPrior | None = None,
+) -> tuple[Array, Array]:
+    """Means (C, D) and covariances of highest expected log-density (and prior), from moments about `centre_of(means)`.
+
+    Args:
+        means, covariances: the parameters before, which Gaussians without weight keep.
+        floor: the least variance, a number or (D,); a matrix less the diagonal matrix of these stays semi-definite.
+    """
+    backend = backend_of(means=means, covariances=covariances)
+    xp = backend.xp
+    prior = GaussianPrior() if prior is None else prior
+    dtype, (count, dim) = means.dtype, means.shape
+    centre = wide(backend, centre_of(backend, means))
+    n, sums, squares = statistics
+    weight = n + prior.mean_weight
+    believed = wide(backend, xp.zeros_like(means) + backend_array(backend, prior.mean, means)) - centre
+    offset = (sums + prior.mean_weight * believed) / _positive(xp, weight)[:, None]
+    offset = xp.where(weight[:, None] > 0, offset, wide(backend, means) - centre)
+    gaps = offset - believed
+    is_matrix, extra = covariance_type in ("full", "tied"), prior.degrees_of(covariance_type, dim)
+    own = 1 if prior.mean_weight else 0
+    scale = wide(backend, backend_array(backend, prior.scale, means))
+    if is_matrix:
+        outer = sums[:, :, None] * offset[:, None, :]
+        taken = outer + xp.matrix_transpose(outer) - (n[:, None] * offset)[:, :, None] * offset[:, None, :]
+        added = prior.mean_weight * gaps[:, :, None] * gaps[:, None, :] - taken
+    else:
+        added = prior.mean_weight * gaps * gaps - (2 * sums - n[:, None] * offset) * offset
+    if covariance_type == "tied" or covariance_type == "tied_diag":
+        scatter, total = squares + xp.sum(added, axis=0) + scale, xp.sum(n) + own * count + extra
+    elif covariance_type == "spherical":
+        scatter, total = squares + xp.sum(added, axis=-1) + scale, (n + own) * dim + extra
+    else:
+        scatter, total = squares + added + scale, n + own + extra
+    total = xp.reshape(total, (*total.shape, *[1] * (scatter.ndim - total.ndim)))
+    is_known = total > 0
+    found = scatter / _positive(xp, total)
+    if is_matrix:
+        found = _floored(backend, 0.5 * (found + xp.matrix_transpose(found)), backend_array(backend, floor, means))
+    else:
+        found = xp.maximum(found, wide(backend, backend_array(backend, floor, means)))
+    found = xp.where(is_known, found, wide(backend, xp.reshape(covariances, scatter.shape)))
+    return xp.astype(offset + centre, dtype), xp.astype(xp.reshape(found, covariances.shape), dtype)
+
+
+def backend_array(backend: Backend, value: Any, like: Array) -> Array:
+    """A number, or an array of the library, as an array."""
+    if isinstance(value, int | float):
+        return backend.full((), float(value), like=like)
+    return value
+
+
+def _positive(xp: Any, x: Array) -> Array:
+    return xp.where(x > 0, x, 1.0)
+
+
+def _floored(backend: Backend, matrices: Array, floor: Array) -> Array:
+    """The matrices of highest likelihood that exceed diag(floor): eigenvalues, in its units, of at least 1."""
+    xp = backend.xp
+    if not backend.is_traced(floor) and not bool(xp.max(floor) > 0):
+        return matrices
+    deviations = xp.sqrt(wide(backend, floor) + xp.zeros_like(matrices[..., 0, :]))
+    outer = deviations[..., :, None] * deviations[..., None, :]
+    values, vectors = xp.linalg.eigh(matrices / outer)
+    return ((vectors * xp.maximum(values, 1.0)[..., None, :]) @ xp.matrix_transpose(vectors)) * outer

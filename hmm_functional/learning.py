@@ -1,0 +1,275 @@
+"""Learning by expectation-maximisation: expected statistics that add up, and the parameters that fit them best.
+
+    statistics = expected_statistics(parameters, family, observations)     # for each batch, or process: they add up
+    parameters = maximize(statistics, parameters, family)
+
+A family is an emission law: any object with the four methods of `Family`.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any, NamedTuple, Protocol
+
+from .arrays import chain_arrays, fused
+from .backend import Array, backend_of
+from .chain import Chain, chain_of
+from .decode import viterbi
+from .emissions.categorical import dirichlet_log_density, maximize_probabilities
+from .emissions.moments import wide
+from .gradient import STATISTICS
+from .likelihood import forward_pass
+from .structure import Dense
+from .transition import Banded, Sparse, own_shape
+
+
+class Family(Protocol):
+    """An emission law. Parameters and statistics are NamedTuples of arrays of its own; statistics add up."""
+
+    def log_prob(self, observations: Array, parameters: Any) -> Array:
+        """log p(x_t given z_t), (..., T, K), nats."""
+
+    def statistics(self, observations: Array, posteriors: Array, parameters: Any) -> Any:
+        """Sums over all frames, weighted by posteriors (..., T, K), which are 0 where nothing was observed."""
+
+    def m_step(self, statistics: Any, parameters: Any) -> Any:
+        """The parameters of highest expected log-density; what has no weight keeps its old parameters."""
+
+    def log_prior(self, parameters: Any) -> Any:
+        """log density of the parameters before any data, up to a constant; 0.0 without a prior."""
+
+
+class HMMParameters(NamedTuple):
+    """A model: log p(z_0) (K,), the transition without batch axes, and the emission family's parameters."""
+
+    log_initial: Array
+    log_transition: Any
+    emission: Any
+
+
+class Statistics(NamedTuple):
+    """Expected statistics of sequences, sums over all of them."""
+
+    log_likelihood: Array
+    """(), weighted as the sequences are."""
+    initial: Array
+    """(K,): how often each state is expected first."""
+    transitions: Any
+    """How often each transition is expected, in the shape of the transition's weights."""
+    emission: Any
+    """The family's."""
+
+
+class Priors(NamedTuple):
+    """Dirichlet priors of the chain; the emissions' are arguments of their family. Ones mean none."""
+
+    initial: Any = 1.0
+    """Concentrations, a number or (K,), at least 1."""
+    transition: Any = 1.0
+    """A number or (K, K), at least 1; a larger diagonal makes states last ("sticky")."""
+
+
+def expected_statistics(
+    parameters: HMMParameters,
+    family: Family,
+    observations: Array,
+    *,
+    lengths: Any = None,
+    weights: Array | None = None,
+    is_observed: Array | None = None,
+    is_allowed: Array | None = None,
+    method: str = "em",
+    kernel: str = "auto",
+) -> Statistics:
+    """The E-step: expected counts and emission statistics of sequences under the current parameters.
+
+    Args:
+        observations: (..., T, *frame), right-padded.
+        lengths: (...) integers 1..T.
+        weights: (...), how often each sequence counts; default once.
+        is_observed: (..., T) booleans; what was not observed says nothing about the state, and enters no statistic.
+        is_allowed: (..., T, K) booleans, where states are known or restricted; all by default.
+        method: "em" for posteriors, "viterbi" for the best path in their place.
+
+    Returns:
+        `Statistics`, sums over the batch: those of several batches or processes may be added, see `add`. An impossible
+        sequence has log-likelihood -inf and adds no counts.
+
+    Raises: as `log_likelihood`, and the family.
+
+    Cost: as `log_likelihood` with its gradient, and the family's sums.
+
+    References: Rabiner 1989, equations 40a to 40c and 52 to 54, numerators.
+    """
+    emission = family.log_prob(observations, parameters.emission)
+    backend = backend_of(log_emission=emission, weights=weights)
+    xp = backend.xp
+    if is_observed is not None:
+        emission = xp.where(is_observed[..., None], emission, 0.0)
+    if is_allowed is not None:
+        emission = xp.where(is_allowed, emission, -inf)
+    chain = chain_of(parameters.log_initial, parameters.log_transition, emission, lengths=lengths)
+    if chain.initial.shape[0] != 1 or chain.weights[0].shape[0] != 1:
+        raise ValueError("parameters: expected one model for all sequences, got batch axes in its chain")
+    size = chain.emission.shape[0]
+    scale = backend.full((size,), 1.0, like=chain.emission)
+    if weights is not None:
+        scale = xp.astype(xp.reshape(xp.broadcast_to(weights, chain.batch_shape), (size,)), scale.dtype)
+    if method == "viterbi":
+        likelihood, initial, counts, posteriors = _along_best_paths(chain, scale, kernel)
+    elif method == "em":
+        likelihood, initial, counts, posteriors = _expected(chain, scale, kernel)
+    else:
+        raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
+    posteriors = chain.unflatten(posteriors)
+    observed = posteriors if is_observed is None else xp.where(is_observed[..., None], posteriors, 0.0)
+    if method == "em":
+        counts = own_shape(backend, parameters.log_transition, counts)
+    total = xp.sum(wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale))
+    return Statistics(total, initial, counts, family.statistics(observations, observed, parameters.emission))
+
+
+def _expected(chain: Chain, scale: Array, kernel: str) -> tuple[Array, Array, tuple[Array, ...], Array]:
+    """Log-likelihoods (B,), initial counts (K,), transition counts, posteriors (B, T, K); the last three weighted."""
+    backend, xp = chain.backend, chain.backend.xp
+    arrays = chain_arrays(chain, kernel)
+    is_plain = not backend.records(arrays.theta) and chain.weights[0].shape[1] == 1
+    if is_plain and (whole := fused(chain, kernel)) is not None:
+        quantities, call = whole
+        meets = quantities.meets(call, True)
+        likelihood, messages = quantities.forward(call, chain.final, True, meets=meets)
+        posteriors, counted = quantities.statistics(call, chain.final, messages, scale, True, meets)
+        assert counted is not None
+        return likelihood, xp.sum(posteriors[:, 0, :], axis=0), (counted[0, 0, ...],), posteriors
+    likelihood, messages = forward_pass(chain, kernel, has_messages=True)
+    found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, scale, *arrays.constants, messages])
+    slots = chain.weights[0].shape[1]
+    counts = tuple(c[0, 0, ...] if slots == 1 else c[0, ...] for c in found[1:-2])
+    return likelihood, found[0][0, :], counts, found[-2]
+
+
+def _along_best_paths(chain: Chain, scale: Array, kernel: str) -> tuple[Array, Array, Array, Array]:
+    """The same with the best path for certain."""
+    backend, xp = chain.backend, chain.backend.xp
+    if not isinstance(chain.structure, Dense) or chain.weights[0].shape[1] != 1:
+        raise NotImplementedError("method 'viterbi' needs a dense transition that is constant in time")
+    found = viterbi(
+        chain.initial,
+        chain.weights[0],
+        chain.emission,
+        lengths=chain.lengths if chain.is_ragged else None,
+        kernel=kernel,
+    )
+    every = backend.arange(chain.num_states, like=found.states)
+    posteriors = xp.astype(found.states[..., None] == every, chain.emission.dtype) * scale[:, None, None]
+    one_hot = xp.astype(found.states[:, 1:, None] == every, chain.emission.dtype)
+    pairs = xp.matrix_transpose(xp.reshape(posteriors[:, :-1, :], (-1, chain.num_states)))
+    counts = pairs @ xp.reshape(one_hot, (-1, chain.num_states))
+    return found.log_joint, xp.sum(posteriors[:, 0, :], axis=0), counts, posteriors
+
+
+def maximize(
+    statistics: Statistics, parameters: HMMParameters, family: Family, *, priors: Priors | None = None
+) -> HMMParameters:
+    """The M-step: parameters of highest expected log-probability (and prior density).
+
+    Probabilities of exactly zero stay zero, and what no frame was expected to use keeps its parameters.
+
+    Args:
+        parameters: those that the statistics were made with.
+        priors: of the chain; those of the emissions belong to the family.
+    """
+    priors = Priors() if priors is None else priors
+    log_initial, log_transition, emission = parameters
+    backend = backend_of(log_initial=log_initial)
+    return HMMParameters(
+        maximize_probabilities(backend, statistics.initial, log_initial, priors.initial),
+        _maximize_transition(statistics.transitions, log_transition, priors.transition),
+        family.m_step(statistics.emission, emission),
+    )
+
+
+def _maximize_transition(counts: Any, log_transition: Any, concentration: Any) -> Any:
+    if isinstance(log_transition, Banded):
+        bands = log_transition.log_bands
+        backend = backend_of(bands=bands)
+        turn = backend.xp.matrix_transpose
+        found = maximize_probabilities(backend, turn(counts), turn(bands), concentration)
+        return Banded(turn(found), log_transition.offsets)
+    if isinstance(log_transition, Sparse):
+        weights = log_transition.log_weights
+        backend = backend_of(weights=weights)
+        xp = backend.xp
+        sources = backend.asarray(log_transition.sources, like=weights)
+        counts = xp.where(weights > -inf, counts + (concentration - 1.0), 0.0)
+        every = backend.arange(log_transition.num_states, like=weights)
+        total = xp.sum(xp.where(sources[:, None] == every, counts[:, None], 0.0), axis=0)
+        own = xp.take(total, sources, axis=0)
+        found = xp.astype(backend.log(counts / xp.where(own > 0, own, 1.0)), weights.dtype)
+        found = xp.where(own > 0, found, weights)
+        return Sparse(found, log_transition.sources, log_transition.targets, log_transition.num_states)
+    if isinstance(counts, tuple):
+        raise NotImplementedError("a low-rank transition has no M-step here; train it by its gradient")
+    return maximize_probabilities(backend_of(log_transition=log_transition), counts, log_transition, concentration)
+
+
+def log_prior(parameters: HMMParameters, family: Family, priors: Priors | None = None) -> Any:
+    """log density of a model before any data, up to a constant; 0.0 where there is no prior."""
+    found = family.log_prior(parameters.emission)
+    if priors is None:
+        return found
+    weights = parameters.log_transition
+    if isinstance(weights, Banded | Sparse):
+        weights = weights.log_bands if isinstance(weights, Banded) else weights.log_weights
+    return found + (
+        dirichlet_log_density(parameters.log_initial, priors.initial)
+        + dirichlet_log_density(weights, priors.transition)
+    )
+
+
+def em_step(
+    parameters: HMMParameters, family: Family, observations: Array, *, priors: Priors | None = None, **options: Any
+) -> tuple[HMMParameters, Array]:
+    """One iteration of EM: the next parameters, and the log-likelihood of those given.
+
+    Args:
+        options: as `expected_statistics`.
+
+    The log-likelihood (plus `log_prior`) of the result is never lower than that of what was given.
+
+    References: Dempster, Laird and Rubin 1977; Baum et al. 1970.
+
+    Example:
+        >>> import torch
+        >>> from hmm_functional.emissions import Categorical, CategoricalParameters
+        >>> half = torch.full((2, 2), 0.5).log()
+        >>> model = HMMParameters(half[0], half, CategoricalParameters(torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()))
+        >>> model, before = em_step(model, Categorical(), torch.tensor([0, 0, 0, 1, 1, 1]))
+        >>> model.log_transition.exp()
+        tensor([[0.5434, 0.4566],
+                [0.2218, 0.7782]])
+    """
+    statistics = expected_statistics(parameters, family, observations, **options)
+    return maximize(statistics, parameters, family, priors=priors), statistics.log_likelihood
+
+
+def add(first: Any, *others: Any) -> Any:
+    """Statistics of all sequences together, from those of batches or processes."""
+    if isinstance(first, tuple):
+        parts = [add(*fields) for fields in zip(first, *others, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    found = first
+    for other in others:
+        found = found + other
+    return found
+
+
+def interpolate(old: Any, new: Any, share: float) -> Any:
+    """(1 - share) old + share new: the running statistics of stepwise EM.
+
+    References: Cappe and Moulines 2009, equation 13; Liang and Klein 2009.
+    """
+    if isinstance(old, tuple):
+        parts = [interpolate(x, y, share) for x, y in zip(old, new, strict=True)]
+        return type(old)(*parts) if hasattr(old, "_fields") else tuple(parts)
+    return (1.0 - share) * old + share * new
