@@ -82,10 +82,14 @@ class Edges:
         terms = gather(backend, x, sources) + weights[0]
         share = xp.exp(xp.where(terms == -inf, -inf, terms - gather(backend, moved, targets)))
         pair = share * gather(backend, cotangent, targets)
-        found = extend(backend, pair, 0.0)
+        return self.sum_by_source(backend, pair), (pair,)
+
+    def sum_by_source(self, backend: Backend, values: Array) -> Array:
+        """Sums (..., K) over the edges that leave each state, of values (..., E)."""
+        found = extend(backend, values, 0.0)
         for table in self._out[4:]:
-            found = xp.sum(gather(backend, found, table), axis=-2)
-        return found, (pair,)
+            found = backend.xp.sum(gather(backend, found, table), axis=-2)
+        return found
 
     def incoming(self, backend: Backend, weights: Sequence[Array], state: Array) -> tuple[Array, Array | None]:
         xp, (order, start, count) = backend.xp, self._into[:3]

@@ -8,19 +8,23 @@ A family is an emission law: any object with the four methods of `Family`.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from functools import reduce
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from .arrays import chain_arrays, fused
 from .backend import Array, backend_of
 from .chain import Chain, chain_of
 from .decode import viterbi
+from .edges import Edges, on_device
 from .emissions.categorical import dirichlet_log_density, maximize_probabilities
-from .emissions.moments import wide
+from .emissions.moments import is_seen, wide
 from .gradient import STATISTICS
 from .likelihood import forward_pass
-from .structure import Dense
-from .transition import Banded, Sparse, own_shape
+from .structure import Dense, gather
+from .transition import Banded, Sparse, canonical, own_shape
 
 
 class Family(Protocol):
@@ -61,12 +65,14 @@ class Statistics(NamedTuple):
 
 
 class Priors(NamedTuple):
-    """Dirichlet priors of the chain; the emissions' are arguments of their family. Ones mean none."""
+    """Dirichlet priors of the chain; ones mean none."""
 
     initial: Any = 1.0
     """Concentrations, a number or (K,), at least 1."""
     transition: Any = 1.0
     """A number or (K, K), at least 1; a larger diagonal makes states last ("sticky")."""
+    emission: Any = None
+    """Of the emissions, for modules, which make the family; functions take families that hold their priors."""
 
 
 def expected_statistics(
@@ -190,27 +196,26 @@ def maximize(
 
 
 def _maximize_transition(counts: Any, log_transition: Any, concentration: Any) -> Any:
-    if isinstance(log_transition, Banded):
-        bands = log_transition.log_bands
-        backend = backend_of(bands=bands)
-        turn = backend.xp.matrix_transpose
-        found = maximize_probabilities(backend, turn(counts), turn(bands), concentration)
-        return Banded(turn(found), log_transition.offsets)
-    if isinstance(log_transition, Sparse):
-        weights = log_transition.log_weights
-        backend = backend_of(weights=weights)
-        xp = backend.xp
-        sources = backend.asarray(log_transition.sources, like=weights)
-        counts = xp.where(weights > -inf, counts + (concentration - 1.0), 0.0)
-        every = backend.arange(log_transition.num_states, like=weights)
-        total = xp.sum(xp.where(sources[:, None] == every, counts[:, None], 0.0), axis=0)
-        own = xp.take(total, sources, axis=0)
-        found = xp.astype(backend.log(counts / xp.where(own > 0, own, 1.0)), weights.dtype)
-        found = xp.where(own > 0, found, weights)
-        return Sparse(found, log_transition.sources, log_transition.targets, log_transition.num_states)
     if isinstance(counts, tuple):
         raise NotImplementedError("a low-rank transition has no M-step here; train it by its gradient")
-    return maximize_probabilities(backend_of(log_transition=log_transition), counts, log_transition, concentration)
+    if not isinstance(log_transition, Banded | Sparse):
+        return maximize_probabilities(backend_of(log_transition=log_transition), counts, log_transition, concentration)
+    (structure, (weights,)), backend = canonical(log_transition), backend_of(counts=counts)
+    xp, structure = backend.xp, cast(Edges, on_device(structure, backend, weights))
+    (counts,) = canonical(_like(log_transition, counts))[1]
+    counts = xp.where(weights > -inf, counts + (concentration - 1.0), 0.0)
+    total = gather(backend, structure.sum_by_source(backend, counts), structure.tables[0])
+    has_any = is_seen(xp, total)
+    found = xp.astype(backend.log(counts / xp.where(has_any, total, 1.0)), weights.dtype)
+    found = xp.where(has_any, found, weights)
+    return _like(log_transition, own_shape(backend, log_transition, (found,), -inf))
+
+
+def _like(transition: Banded | Sparse, values: Array) -> Banded | Sparse:
+    """The same structure with other values."""
+    if isinstance(transition, Banded):
+        return Banded(values, transition.offsets)
+    return Sparse(values, transition.sources, transition.targets, transition.num_states)
 
 
 def log_prior(parameters: HMMParameters, family: Family, priors: Priors | None = None) -> Any:
@@ -220,7 +225,7 @@ def log_prior(parameters: HMMParameters, family: Family, priors: Priors | None =
         return found
     weights = parameters.log_transition
     if isinstance(weights, Banded | Sparse):
-        weights = weights.log_bands if isinstance(weights, Banded) else weights.log_weights
+        (weights,) = canonical(weights)[1]
     return found + (
         dirichlet_log_density(parameters.log_initial, priors.initial)
         + dirichlet_log_density(weights, priors.transition)
@@ -255,13 +260,12 @@ def em_step(
 
 def add(first: Any, *others: Any) -> Any:
     """Statistics of all sequences together, from those of batches or processes."""
-    if isinstance(first, tuple):
-        parts = [add(*fields) for fields in zip(first, *others, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-    found = first
-    for other in others:
-        found = found + other
-    return found
+    return _each(lambda *arrays: reduce(operator.add, arrays), first, *others)
+
+
+def scale(statistics: Any, factor: float) -> Any:
+    """`factor` times the statistics."""
+    return _each(lambda x: factor * x, statistics)
 
 
 def interpolate(old: Any, new: Any, share: float) -> Any:
@@ -269,7 +273,12 @@ def interpolate(old: Any, new: Any, share: float) -> Any:
 
     References: Cappe and Moulines 2009, equation 13; Liang and Klein 2009.
     """
-    if isinstance(old, tuple):
-        parts = [interpolate(x, y, share) for x, y in zip(old, new, strict=True)]
-        return type(old)(*parts) if hasattr(old, "_fields") else tuple(parts)
-    return (1.0 - share) * old + share * new
+    return _each(lambda x, y: (1.0 - share) * x + share * y, old, new)
+
+
+def _each(function: Callable[..., Any], first: Any, *others: Any) -> Any:
+    """`function` of the arrays that nested tuples hold in the same places."""
+    if not isinstance(first, tuple):
+        return function(first, *others)
+    parts = [_each(function, *fields) for fields in zip(first, *others, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

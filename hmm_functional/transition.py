@@ -198,11 +198,11 @@ def canonical(transition: Any) -> tuple[Structure, tuple[Array, ...]]:
     return Dense(transition.shape[-1]), (transition,)
 
 
-def own_shape(backend: Backend, transition: Any, weights: Sequence[Array]) -> Any:
-    """Sums over transitions, shaped as `canonical`'s weights, in the shape of the transition's own arrays."""
+def own_shape(backend: Backend, transition: Any, weights: Sequence[Array], fill: float = 0.0) -> Any:
+    """Arrays shaped as `canonical`'s weights in the shape of the transition's own, `fill` where it has no edge."""
     if isinstance(transition, Banded):
         _, _, place = banded_edges(transition.log_bands.shape[-1], transition.offsets)
-        return gather(backend, extend(backend, weights[0], 0.0), backend.asarray(place, like=weights[0]))
+        return gather(backend, extend(backend, weights[0], fill), backend.asarray(place, like=weights[0]))
     return tuple(weights) if len(weights) > 1 else weights[0]
 
 

@@ -2,8 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .discrete import CategoricalHMM
+from .discrete import BernoulliHMM, CategoricalHMM, PoissonHMM
 from .emission import EmissionHMM
+from .fit import FitReport, NotConverged, Progress
 from .gaussian import GaussianHMM
 from .hmm import BaseHMM, HMMPyTorch
 from .layers import HMMLayer
@@ -17,12 +18,17 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "BaseHMM",
+    "BernoulliHMM",
     "CategoricalHMM",
     "EmissionHMM",
+    "FitReport",
     "GaussianHMM",
     "HMMLayer",
     "HMMPyTorch",
     "MixtureGaussianHMM",
+    "NotConverged",
+    "PoissonHMM",
+    "Progress",
     "StreamingHMMProcessor",
     "__version__",
 ]

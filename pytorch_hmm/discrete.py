@@ -1,19 +1,28 @@
-"""Emissions that are counted: symbols of an alphabet."""
+"""Emissions that are counted: symbols of an alphabet, counts, and features that are 0 or 1."""
 
 from __future__ import annotations
 
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hmm_functional as hf
 from hmm_functional._check import need_count
+from hmm_functional.emissions import (
+    Bernoulli,
+    BernoulliParameters,
+    Categorical,
+    CategoricalParameters,
+    Poisson,
+    PoissonParameters,
+)
 
-from ._check import is_traced, log_of
+from ._check import first, is_traced, log_of, parameter_values
 from .emission import EmissionHMM
 from .hmm import ChainOptions
-from .parametrize import LogProbabilities
+from .initialize import kmeans
+from .parametrize import LogProbabilities, widened
 
 
 class CategoricalHMM(EmissionHMM):
@@ -72,6 +81,15 @@ class CategoricalHMM(EmissionHMM):
     def _num_emission_parameters(self) -> int:
         return self.symbol_distribution.num_free()
 
+    def _family(self, variance_floor: float, prior: Any) -> Categorical:
+        return Categorical(1.0 if prior is None else prior)
+
+    def _emission_parameters(self) -> CategoricalParameters:
+        return CategoricalParameters(self.log_probs)
+
+    def _assign_emission(self, parameters: CategoricalParameters) -> None:
+        self.log_probs = parameters.log_probs
+
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return self.symbol_distribution.sample(states, rng)
 
@@ -83,3 +101,158 @@ class CategoricalHMM(EmissionHMM):
         cells = torch.bincount(states * self.num_symbols + frames, minlength=self.num_states * self.num_symbols)
         weights = (cells.reshape(self.num_states, -1) + 1.0) * self.symbol_distribution.is_possible
         self.log_probs = (weights / weights.sum(-1, keepdim=True)).log()
+
+
+class _FeaturesHMM(EmissionHMM):
+    """States that emit D independent numbers each, every one by a law with one parameter."""
+
+    def __init__(self, num_states: int, obs_dim: int, **options: Unpack[ChainOptions]) -> None:
+        super().__init__(num_states, (need_count("obs_dim", obs_dim, 1),), **options)
+        self.obs_dim = obs_dim
+
+    def extra_repr(self) -> str:
+        """The arguments that shape the model."""
+        return f"{super().extra_repr()}, obs_dim={self.obs_dim}"
+
+    def _cast(self, x: Tensor) -> Tensor:
+        if x.is_complex():
+            raise TypeError(f"x: expected real numbers, got {x.dtype}")
+        if not is_traced(x) and x.is_floating_point() and (x != x.round()).any():
+            raise ValueError(f"x: expected {self._wanted}, got fractions")
+        return widened(x) if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+    def _num_emission_parameters(self) -> int:
+        return self.num_states * self.obs_dim
+
+    def _means_of(self, frames: Tensor, states: Tensor) -> Tensor:
+        """The mean of each state's frames, (K, D), drawn to that of all with the weight of one frame."""
+        frames = frames.double()
+        counts = torch.bincount(states, minlength=self.num_states)[:, None]
+        sums = frames.new_zeros(self.num_states, self.obs_dim).index_add_(0, states, frames)
+        return (sums + frames.mean(0)) / (counts + 1)
+
+    def _label(self, frames: Tensor, rng: torch.Generator) -> Tensor:
+        return kmeans(frames.double(), self.num_states, rng)
+
+
+class PoissonHMM(_FeaturesHMM):
+    """An HMM whose states emit D independent counts; observations are whole numbers (..., T, D) of any dtype.
+
+    Args:
+        num_states: K.
+        obs_dim: D.
+        rates: (K, D), expected counts, above 0; default random ones around 1.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+
+    Example:
+        >>> import torch
+        >>> hmm = PoissonHMM(2, rates=[[1.0], [10.0]], topology="ergodic", self_loop=0.9)
+        >>> hmm.viterbi_decode(torch.tensor([[0], [1], [12], [9]]))[0]
+        tensor([0, 0, 1, 1])
+    """
+
+    _support = (-1, torch.inf)
+    _wanted = "counts from 0"
+
+    def __init__(
+        self, num_states: int, obs_dim: int = 1, *, rates: Any = None, **options: Unpack[ChainOptions]
+    ) -> None:
+        super().__init__(num_states, obs_dim, **options)
+        self.log_rates = nn.Parameter(torch.randn(self.num_states, obs_dim))
+        if rates is not None:
+            self.rates = rates
+
+    @property
+    def rates(self) -> Tensor:
+        """Expected counts, (K, D); assignable, below 1e-12 becoming 1e-12."""
+        return widened(self.log_rates).exp()
+
+    @rates.setter
+    def rates(self, value: Any) -> None:
+        found = parameter_values("rates", value, tuple(self.log_rates.shape), "(K, D)")
+        is_bad = (found < 0) | found.isinf()
+        if is_bad.any():
+            at = first(is_bad)
+            raise ValueError(f"rates: expected finite numbers from 0, got {float(found[at]):.6g} at {at}")
+        with torch.no_grad():
+            self.log_rates.copy_(found.clamp_min(1e-12).log())
+
+    def _emission_log_prob(self, x: Tensor) -> Tensor:
+        return hf.poisson_log_prob(x, self.rates)  # type: ignore[no-any-return]
+
+    def _family(self, variance_floor: float, prior: Any) -> Poisson:
+        return Poisson() if prior is None else Poisson(*prior)
+
+    def _emission_parameters(self) -> PoissonParameters:
+        return PoissonParameters(self.rates)
+
+    def _assign_emission(self, parameters: PoissonParameters) -> None:
+        self.rates = parameters.rates
+
+    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
+        return torch.poisson(self.rates[states].to(rng.device), generator=rng).to(states.device)
+
+    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
+        self.rates = self._means_of(frames, states)
+
+
+class BernoulliHMM(_FeaturesHMM):
+    """An HMM whose states emit D independent features that are 0 or 1; observations (..., T, D) of any dtype.
+
+    Args:
+        num_states: K.
+        obs_dim: D.
+        probs: (K, D), probabilities of a 1; default random ones.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+
+    Example:
+        >>> import torch
+        >>> hmm = BernoulliHMM(2, probs=[[0.1], [0.9]], topology="ergodic", self_loop=0.9)
+        >>> hmm.viterbi_decode(torch.tensor([[0], [0], [1], [1]]))[0]
+        tensor([0, 0, 1, 1])
+    """
+
+    _support = (-1, 2)
+    _wanted = "zeros and ones"
+
+    def __init__(
+        self, num_states: int, obs_dim: int = 1, *, probs: Any = None, **options: Unpack[ChainOptions]
+    ) -> None:
+        super().__init__(num_states, obs_dim, **options)
+        self.logits = nn.Parameter(torch.randn(self.num_states, obs_dim))
+        if probs is not None:
+            self.probs = probs
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of a 1, (K, D); assignable, within 1e-12 of 0 and 1 becoming that (1e-7 in float32)."""
+        return widened(self.logits).sigmoid()
+
+    @probs.setter
+    def probs(self, value: Any) -> None:
+        found = parameter_values("probs", value, tuple(self.logits.shape), "(K, D)")
+        is_bad = (found < 0) | (found > 1)
+        if is_bad.any():
+            at = first(is_bad)
+            raise ValueError(f"probs: expected probabilities in [0, 1], got {float(found[at]):.6g} at {at}")
+        least = 1e-12 if self.logits.dtype == torch.float64 else 1e-7
+        with torch.no_grad():
+            self.logits.copy_(found.clamp(least, 1 - least).logit())
+
+    def _emission_log_prob(self, x: Tensor) -> Tensor:
+        return hf.bernoulli_log_prob(x, self.probs)  # type: ignore[no-any-return]
+
+    def _family(self, variance_floor: float, prior: Any) -> Bernoulli:
+        return Bernoulli() if prior is None else Bernoulli(*prior)
+
+    def _emission_parameters(self) -> BernoulliParameters:
+        return BernoulliParameters(self.probs)
+
+    def _assign_emission(self, parameters: BernoulliParameters) -> None:
+        self.probs = parameters.probs
+
+    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
+        return torch.bernoulli(self.probs[states].to(rng.device), generator=rng).to(states.device)
+
+    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
+        self.probs = self._means_of(frames, states).clamp(0.01, 0.99)

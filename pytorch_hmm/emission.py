@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+import hmm_functional as hf
+from hmm_functional.learning import Priors
+
+from .fit import Callback, FitReport, Init, Method, fit
 from .hmm import BaseHMM
 from .initialize import count_transitions, kmeans, uniform_segments
+from .parametrize import full_precision
 
 
 class EmissionHMM(BaseHMM):
     """An HMM with an emission law of its own: it can be sampled from, and started from data.
 
-    A subclass gives `_emission_log_prob`, `_sample_observations` and `_initialize_emission`.
+    A subclass gives `_emission_log_prob`, `_sample_observations` and `_initialize_emission`, and for learning
+    `_family`, `_emission_parameters` and `_assign_emission`.
     """
 
     @torch.no_grad()
@@ -52,6 +59,11 @@ class EmissionHMM(BaseHMM):
         Returns:
             The module itself.
         """
+        return self._initialize(x, lengths, generator, self._label)
+
+    def _initialize(
+        self, x: Tensor, lengths: Any, generator: torch.Generator | None, label: Callable[..., Tensor]
+    ) -> Self:
         x, lengths, is_missing = self._prepare(x, lengths)
         rng = torch.default_generator if generator is None else generator
         rank = len(self.frame_shape)
@@ -68,7 +80,7 @@ class EmissionHMM(BaseHMM):
             states = uniform_segments(steps, ends, self.num_states)
         else:
             states = torch.zeros_like(steps)
-            states[is_read] = self._label(x[is_read], rng)
+            states[is_read] = label(x[is_read], rng)
         states = states.where(is_read, -1)
         if self.learnable:
             first, moves = count_transitions(states.reshape(-1, shape[-1]), self.num_states)
@@ -81,6 +93,121 @@ class EmissionHMM(BaseHMM):
     def _label(self, frames: Tensor, rng: torch.Generator) -> Tensor:
         """A state for each of the frames (N, *frame_shape) of a model without order."""
         return kmeans(frames, self.num_states, rng)
+
+    @torch.no_grad()
+    def initialize_randomly(self, x: Tensor, lengths: Any = None, *, generator: torch.Generator | None = None) -> Self:
+        """The same from frames given to states by chance: a start that differs from one time to the next."""
+        return self._initialize(x, lengths, generator, self._label_by_chance)
+
+    def fit(
+        self,
+        data: Any,
+        lengths: Any = None,
+        *,
+        method: Method = "em",
+        num_iterations: int = 100,
+        tolerance: float = 1e-2,
+        init: Init = "kmeans",
+        num_restarts: int = 1,
+        sample_weights: Any = None,
+        labels: Any = None,
+        priors: Priors | None = None,
+        variance_floor: float | None = None,
+        learning_rate: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> FitReport:
+        """Learn all parameters from data.
+
+        Args:
+            data: observations (..., T, *frame_shape); a list of sequences (T_i, *frame_shape); or batches, each x or
+                (x, lengths), that can be iterated over again and again, as a DataLoader can: they need not fit memory.
+            lengths: (...) integers 1..T, with a tensor.
+            method: "em" (Baum-Welch); "viterbi" (the best path instead of expectations); "stepwise" (EM with an M-step
+                after each batch); "gradient" (Adam).
+            num_iterations: passes over the data, at most.
+            tolerance: nats; training stops when a pass gains less. 0 never stops.
+            init: "kmeans" and "random" start anew, see `initialize_from_data` and `initialize_randomly`; "keep" goes on
+                from the parameters at hand.
+            num_restarts: starts of which the best result is kept.
+            sample_weights: (...), how often each sequence counts.
+            labels: (..., T) integers, or a list of (T_i,): the state where it is known, else -1.
+            priors: Dirichlet priors of the chain, and in `emission` that of the emissions: a `GaussianPrior` for
+                Gaussians and mixtures, concentrations for symbols, (shape, rate) of a gamma distribution for Poisson
+                rates, (ones, zeros) of a beta distribution for Bernoulli probabilities. Default none.
+            variance_floor: least variance of Gaussians; default a millionth of the mean variance of the starting data,
+                which holds back nothing but components that collapse onto single frames.
+            learning_rate: of Adam, default 0.05; for "stepwise" the power of its steps (n + 2)^-power, default 0.7.
+            callbacks: called with `Progress` after each iteration; one that returns False stops.
+            progress: whether to show a bar (needs tqdm).
+            generator: source of randomness; default torch's global one.
+
+        Returns:
+            `FitReport`: the log-likelihood before each iteration and at the end, why it stopped, seconds, dead states.
+
+        Raises:
+            ValueError: unusable arguments, or a sequence that is impossible under the model.
+
+        Warns:
+            NotConverged: the last iteration gained more than the tolerance.
+
+        EM computes in float64 and never lowers the likelihood (plus the log density of the priors): a step that would
+        divide by nothing keeps what it had. Structural zeros stay zero; without `learnable` the chain stays as it is.
+
+        References: Baum et al. 1970; Dempster, Laird and Rubin 1977; Cappe and Moulines 2009 (stepwise).
+
+        Example:
+            >>> import torch
+            >>> x = torch.tensor([0.0, 0.1, 5.0, 5.2, 0.2, 5.1])[:, None]
+            >>> from pytorch_hmm import GaussianHMM
+            >>> hmm = GaussianHMM(2, obs_dim=1)
+            >>> hmm.fit(x, generator=torch.Generator().manual_seed(0)).converged
+            True
+        """
+        options = {
+            "method": method,
+            "num_iterations": num_iterations,
+            "tolerance": tolerance,
+            "init": init,
+            "num_restarts": num_restarts,
+            "sample_weights": sample_weights,
+            "labels": labels,
+            "priors": priors,
+            "variance_floor": variance_floor,
+            "learning_rate": learning_rate,
+            "callbacks": callbacks,
+            "progress": progress,
+            "generator": generator,
+        }
+        return fit(self, data, lengths, **options)
+
+    def _restricted(self, x: Tensor, lengths: Any, is_allowed: Tensor) -> Tensor:
+        """log p(x) and of states within `is_allowed` (..., T, K)."""
+        with full_precision(self.initial_distribution.logits):
+            emission, lengths = self._emission(x, lengths)
+            emission = hf.restrict_states(emission, is_allowed)
+            found: Tensor = hf.log_likelihood(self.log_initial, self.log_transition, emission, lengths=lengths)
+            return found
+
+    def _label_by_chance(self, frames: Tensor, rng: torch.Generator) -> Tensor:
+        """A state for each of the frames: that of the nearest of K frames drawn by chance."""
+        return torch.randint(self.num_states, frames.shape[:1], generator=rng, device=rng.device).to(frames.device)
+
+    @abstractmethod
+    def _family(self, variance_floor: float, prior: Any) -> Any:
+        """The emission family that learning uses; `prior` is None or what its class takes."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _emission_parameters(self) -> Any:
+        """The family's parameters."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _assign_emission(self, parameters: Any) -> None:
+        """Take the family's parameters."""
+        raise NotImplementedError
 
     @abstractmethod
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:

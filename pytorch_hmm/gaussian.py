@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import hmm_functional as hf
 from hmm_functional._check import need_count
+from hmm_functional.emissions import Gaussian, GaussianParameters
 
 from ._check import parameter_values
 from .emission import EmissionHMM
@@ -125,6 +126,15 @@ class GaussianHMM(BaseGaussianHMM):
         return hf.gaussian_log_prob(  # type: ignore[no-any-return]
             x, self.means, self.covariances, covariance_type=self.covariance_type
         )
+
+    def _family(self, variance_floor: float, prior: Any) -> Gaussian:
+        return Gaussian(self.covariance_type, variance_floor, prior)
+
+    def _emission_parameters(self) -> GaussianParameters:
+        return GaussianParameters(self.means, self.covariances)
+
+    def _assign_emission(self, parameters: GaussianParameters) -> None:
+        self.means, self.covariances = parameters
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return self._draw((states,), rng)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hmm_functional as hf
 from hmm_functional._check import need_count
+from hmm_functional.emissions import GaussianMixture, MixtureParameters
 
 from ._check import log_of
 from .gaussian import BaseGaussianHMM
@@ -79,6 +80,15 @@ class MixtureGaussianHMM(BaseGaussianHMM):
 
     def _num_emission_parameters(self) -> int:
         return super()._num_emission_parameters() + self.weight_distribution.num_free()
+
+    def _family(self, variance_floor: float, prior: Any) -> GaussianMixture:
+        return GaussianMixture(self.covariance_type, variance_floor, prior)
+
+    def _emission_parameters(self) -> MixtureParameters:
+        return MixtureParameters(self.log_weights, self.means, self.covariances)
+
+    def _assign_emission(self, parameters: MixtureParameters) -> None:
+        self.log_weights, self.means, self.covariances = parameters
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return self._draw((states, self.weight_distribution.sample(states, rng)), rng)

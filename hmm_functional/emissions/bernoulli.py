@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_shape
 from ..backend import Array, backend_of
+from .moments import is_seen
 from .poisson import weighted_sums
 
 
@@ -87,9 +88,10 @@ class Bernoulli:
         (probs,), (counts, sums) = parameters, statistics
         xp = backend_of(probs=probs).xp
         total = counts[:, None] + (self.ones + self.zeros - 2.0) + xp.zeros_like(sums)
-        found = (sums + (self.ones - 1.0)) / xp.where(total > 0, total, 1.0)
+        has_any = is_seen(xp, total)
+        found = (sums + (self.ones - 1.0)) / xp.where(has_any, total, 1.0)
         found = xp.clip(xp.astype(found, probs.dtype), 0.0, 1.0)
-        return BernoulliParameters(xp.where(total > 0, found, probs))
+        return BernoulliParameters(xp.where(has_any, found, probs))
 
     def log_prior(self, parameters: BernoulliParameters) -> Any:
         """log density of the parameters before any data, up to a constant."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .._check import need_floating, need_integers, need_range
 from ..backend import Array, Backend, backend_of
 from .density import WORKSPACE
-from .moments import wide
+from .moments import is_seen, wide
 
 
 def categorical_log_prob(observations: Array, log_probs: Array) -> Array:
@@ -113,8 +113,9 @@ def maximize_probabilities(backend: Backend, counts: Array, log_old: Array, conc
     is_possible = log_old > -inf
     counts = xp.where(is_possible, counts + (concentration - 1.0), 0.0)
     total = xp.sum(counts, axis=-1, keepdims=True)
-    found = backend.log(counts / xp.where(total > 0, total, 1.0))
-    return xp.where(total > 0, xp.astype(found, log_old.dtype), log_old)
+    has_any = is_seen(xp, total)
+    found = backend.log(counts / xp.where(has_any, total, 1.0))
+    return xp.where(has_any, xp.astype(found, log_old.dtype), log_old)
 
 
 def dirichlet_log_density(log_probs: Array, concentration: Any) -> Any:

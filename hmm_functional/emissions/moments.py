@@ -168,8 +168,8 @@ def maximize_gaussians(
     n, sums, squares = statistics
     weight = n + prior.mean_weight
     believed = wide(backend, xp.zeros_like(means) + backend_array(backend, prior.mean, means)) - centre
-    offset = (sums + prior.mean_weight * believed) / _positive(xp, weight)[:, None]
-    offset = xp.where(weight[:, None] > 0, offset, wide(backend, means) - centre)
+    offset = (sums + prior.mean_weight * believed) / _divisor(xp, weight)[:, None]
+    offset = xp.where(is_seen(xp, weight)[:, None], offset, wide(backend, means) - centre)
     gaps = offset - believed
     is_matrix, extra = covariance_type in ("full", "tied"), prior.degrees_of(covariance_type, dim)
     own = 1 if prior.mean_weight else 0
@@ -187,8 +187,8 @@ def maximize_gaussians(
     else:
         scatter, total = squares + added + scale, n + own + extra
     total = xp.reshape(total, (*total.shape, *[1] * (scatter.ndim - total.ndim)))
-    is_known = total > 0
-    found = scatter / _positive(xp, total)
+    is_known = is_seen(xp, total)
+    found = scatter / _divisor(xp, total)
     if is_matrix:
         found = _floored(backend, 0.5 * (found + xp.matrix_transpose(found)), backend_array(backend, floor, means))
     else:
@@ -204,8 +204,13 @@ def backend_array(backend: Backend, value: Any, like: Array) -> Array:
     return value
 
 
-def _positive(xp: Any, x: Array) -> Array:
-    return xp.where(x > 0, x, 1.0)
+def is_seen(xp: Any, counts: Array) -> Array:
+    """Whether expected counts are more than what posteriors near the end of the numbers' range leave."""
+    return counts > (1e-100 if xp.finfo(counts.dtype).bits > 32 else 1e-30)
+
+
+def _divisor(xp: Any, counts: Array) -> Array:
+    return xp.where(is_seen(xp, counts), counts, 1.0)
 
 
 def _floored(backend: Backend, matrices: Array, floor: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_shape
 from ..backend import Array, Backend, backend_of
-from .moments import wide
+from .moments import is_seen, wide
 
 
 def poisson_log_prob(observations: Array, rates: Array) -> Array:
@@ -93,8 +93,9 @@ class Poisson:
         backend = backend_of(rates=rates)
         xp = backend.xp
         total = counts[:, None] + self.rate + xp.zeros_like(sums)
-        found = (sums + (self.shape - 1.0)) / xp.where(total > 0, total, 1.0)
-        return PoissonParameters(xp.where(total > 0, xp.astype(found, rates.dtype), rates))
+        has_any = is_seen(xp, total)
+        found = (sums + (self.shape - 1.0)) / xp.where(has_any, total, 1.0)
+        return PoissonParameters(xp.where(has_any, xp.astype(found, rates.dtype), rates))
 
     def log_prior(self, parameters: PoissonParameters) -> Any:
         """log density of the parameters before any data, up to a constant."""

@@ -1,0 +1,471 @@
+"""Learning against hmmlearn, against plain EM written out, and against published fits."""
+
+from __future__ import annotations
+
+import hmmlearn.hmm as hmmlearn
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+
+import pytorch_hmm
+from hmm_functional.emissions import GaussianPrior
+from hmm_functional.learning import Priors
+from pytorch_hmm import CategoricalHMM, GaussianHMM, MixtureGaussianHMM, NotConverged, PoissonHMM
+
+K = 3
+LENGTHS = [140, 30, 100]
+EARTHQUAKES = [
+    *(13, 14, 8, 10, 16, 26, 32, 27, 18, 32, 36, 24, 22, 23, 22, 18, 25, 21, 21, 14, 8, 11, 14, 23, 18, 17, 19),
+    *(20, 22, 19, 13, 26, 13, 14, 22, 24, 21, 22, 26, 21, 23, 24, 27, 41, 31, 27, 35, 26, 28, 36, 39, 21, 17),
+    *(22, 17, 19, 15, 34, 10, 15, 22, 18, 15, 20, 15, 22, 19, 16, 30, 27, 29, 23, 20, 16, 21, 21, 25, 16, 18),
+    *(15, 18, 14, 10, 15, 8, 15, 6, 11, 8, 7, 18, 16, 13, 12, 13, 20, 15, 16, 12, 18, 15, 16, 13, 15, 16, 11, 11),
+]
+"""Major earthquakes (magnitude 7 or more) a year, 1900 to 2006; Zucchini and MacDonald 2009, table 1.1."""
+
+
+def chain(rng):
+    return rng.dirichlet(np.ones(K)), rng.dirichlet(np.ones(K), size=K)
+
+
+def clusters(rng, dim=2):
+    parts = [rng.normal(size=(n, dim)) * s + m for n, s, m in ((90, 0.5, -3), (100, 1.0, 0), (80, 2.0, 4))]
+    return np.concatenate(parts)[rng.permutation(270)]
+
+
+def pieces(x):
+    ends = np.cumsum(LENGTHS)
+    return [torch.from_numpy(x[end - n : end]) for n, end in zip(LENGTHS, ends, strict=True)]
+
+
+def steps(model, x, iterations):
+    """Plain EM steps from the parameters at hand."""
+    options = {"init": "keep", "num_iterations": iterations, "tolerance": 0, "variance_floor": 0.0}
+    return model.double().fit(pieces(x), **options)
+
+
+def assert_same_chain(model, peer):
+    close = {"rtol": 0, "atol": 1e-8}
+    np.testing.assert_allclose(model.log_initial.exp().detach(), peer.startprob_, **close)
+    np.testing.assert_allclose(model.log_transition.exp().detach(), peer.transmat_, **close)
+
+
+@pytest.mark.parametrize("iterations", [1, 5, 20])
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical", "full", "tied"])
+def test_gaussian_em_is_that_of_hmmlearn(covariance_type, iterations):
+    rng = np.random.default_rng(1)
+    initial, transition = chain(rng)
+    x, means = clusters(rng), rng.normal(size=(K, 2)) * 3
+    covariances = {"diag": np.ones((K, 2)), "spherical": np.ones(K), "full": np.stack([np.eye(2)] * K)}
+    covariances = covariances.get(covariance_type, np.eye(2))
+    peer = hmmlearn.GaussianHMM(
+        K, covariance_type, n_iter=iterations, tol=-np.inf, init_params="", min_covar=0, covars_prior=0, covars_weight=1
+    )
+    if covariance_type in ("full", "tied"):
+        peer.covars_weight = 0  # added to the counts as it is; for the others less one
+    peer.startprob_, peer.transmat_, peer.means_, peer.covars_ = initial, transition, means, covariances
+    peer.fit(x, LENGTHS)
+    model = GaussianHMM(K, 2, covariance_type).double()
+    model.log_initial, model.log_transition = np.log(initial), np.log(transition)
+    model.means, model.covariances = means, covariances
+    report = steps(model, x, iterations)
+    assert_same_chain(model, peer)
+    np.testing.assert_allclose(model.means.detach(), peer.means_, rtol=0, atol=1e-8)
+    expected = peer._covars_[:, 0] if covariance_type == "spherical" else peer._covars_
+    np.testing.assert_allclose(model.covariances.detach(), expected, rtol=1e-8, atol=1e-8)
+    assert report.history[-1] == pytest.approx(peer.score(x, LENGTHS), abs=1e-6)
+    assert len(report.history) == iterations + 1
+
+
+@pytest.mark.parametrize("iterations", [1, 5, 20])
+def test_categorical_em_is_that_of_hmmlearn(iterations):
+    rng = np.random.default_rng(2)
+    (initial, transition), probs = chain(rng), rng.dirichlet(np.ones(5), size=K)
+    x = rng.integers(5, size=270)
+    peer = hmmlearn.CategoricalHMM(K, n_iter=iterations, tol=-np.inf, init_params="")
+    peer.startprob_, peer.transmat_, peer.emissionprob_ = initial, transition, probs
+    peer.fit(x[:, None], LENGTHS)
+    model = CategoricalHMM(K, 5).double()
+    model.log_initial, model.log_transition, model.log_probs = np.log(initial), np.log(transition), np.log(probs)
+    steps(model, x, iterations)
+    assert_same_chain(model, peer)
+    np.testing.assert_allclose(model.log_probs.exp().detach(), peer.emissionprob_, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("iterations", [1, 5, 20])
+def test_poisson_em_is_that_of_hmmlearn(iterations):
+    rng = np.random.default_rng(3)
+    (initial, transition), rates = chain(rng), np.array([[1.0, 9.0], [4.0, 4.0], [9.0, 2.0]])
+    x = rng.poisson(rates[rng.integers(K, size=270)])
+    peer = hmmlearn.PoissonHMM(K, n_iter=iterations, tol=-np.inf, init_params="")
+    peer.startprob_, peer.transmat_, peer.lambdas_ = initial, transition, rates + 1
+    peer.fit(x, LENGTHS)
+    model = PoissonHMM(K, 2, rates=rates + 1).double()
+    model.log_initial, model.log_transition, model.rates = np.log(initial), np.log(transition), rates + 1
+    steps(model, x, iterations)
+    assert_same_chain(model, peer)
+    np.testing.assert_allclose(model.rates.detach(), peer.lambdas_, rtol=0, atol=1e-8)
+
+
+def plain_mixture_em(x, log_initial, log_transition, weights, means, covariances):
+    """One EM step of a mixture of full Gaussians a state, state by state and frame by frame, in NumPy."""
+    num_states, num_mixtures = weights.shape
+    first, moves = np.zeros(num_states), np.zeros((num_states, num_states))
+    responsibilities = []
+    total = 0.0
+    for sequence in x:
+        joint = np.stack(
+            [
+                [
+                    np.log(weights[k, m]) + multivariate_normal.logpdf(sequence, means[k, m], covariances[k, m])
+                    for m in range(num_mixtures)
+                ]
+                for k in range(num_states)
+            ]
+        )  # (K, M, T)
+        emission = logsumexp(joint, axis=1).T
+        ahead, behind = np.zeros_like(emission), np.zeros_like(emission)
+        ahead[0] = log_initial + emission[0]
+        for t in range(1, len(sequence)):
+            ahead[t] = logsumexp(ahead[t - 1][:, None] + log_transition, axis=0) + emission[t]
+        for t in range(len(sequence) - 2, -1, -1):
+            behind[t] = logsumexp(log_transition + emission[t + 1] + behind[t + 1], axis=1)
+        likelihood = logsumexp(ahead[-1])
+        total += likelihood
+        posterior = np.exp(ahead + behind - likelihood)
+        first += posterior[0]
+        for t in range(1, len(sequence)):
+            moves += np.exp(ahead[t - 1][:, None] + log_transition + emission[t] + behind[t] - likelihood)
+        responsibilities.append(np.exp(joint - emission.T[:, None]) * posterior.T[:, None])
+    shares, frames = np.concatenate(responsibilities, -1), np.concatenate(x)
+    counts = shares.sum(-1)
+    means = np.einsum("kmt,td->kmd", shares, frames) / counts[..., None]
+    gaps = frames[None, None] - means[:, :, None]
+    covariances = np.einsum("kmt,kmtd,kmte->kmde", shares, gaps, gaps) / counts[..., None, None]
+    chain = np.log(first / first.sum()), np.log(moves / moves.sum(-1, keepdims=True))
+    return total, (*chain, counts / counts.sum(-1, keepdims=True), means, covariances)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical", "tied", "tied_diag"])
+def test_mixture_em_is_plain_em(covariance_type):
+    rng = np.random.default_rng(4)
+    (initial, transition), x = chain(rng), clusters(rng)
+    weights, means = rng.dirichlet(np.ones(2), size=K), rng.normal(size=(K, 2, 2)) * 3
+    model = MixtureGaussianHMM(K, 2, 2, covariance_type).double()
+    model.log_initial, model.log_transition = np.log(initial), np.log(transition)
+    model.log_weights, model.means = np.log(weights), means
+    report = steps(model, x, 1)
+    ones = np.broadcast_to(np.eye(2), (K, 2, 2, 2))
+    parameters = (np.log(initial), np.log(transition), weights, means, ones)
+    total, expected = plain_mixture_em([p.numpy() for p in pieces(x)], *parameters)
+    assert report.history[0] == pytest.approx(total, abs=1e-8)
+    found = (model.log_initial, model.log_transition, model.log_weights.exp(), model.means)
+    for one, other in zip(found, expected[:4], strict=True):
+        np.testing.assert_allclose(one.detach(), other, rtol=0, atol=1e-8)
+    full, counts = expected[4], expected[2] * _occupied(x, parameters)[:, None]
+    whole = np.einsum("km,kmde->de", counts, full) / counts.sum()
+    reduced = {
+        "full": full,
+        "diag": np.einsum("kmdd->kmd", full),
+        "spherical": np.einsum("kmdd->km", full) / 2,
+        "tied": whole,
+        "tied_diag": np.diag(whole),
+    }
+    np.testing.assert_allclose(model.covariances.detach(), reduced[covariance_type], rtol=1e-7, atol=1e-8)
+
+
+def _occupied(x, parameters):
+    """Expected frames of each state."""
+    model = MixtureGaussianHMM(K, 2, 2).double()
+    model.log_initial, model.log_transition = parameters[:2]
+    model.log_weights, model.means = np.log(parameters[2]), parameters[3]
+    return sum(model.forward_backward(p)[0].sum(0).detach().numpy() for p in pieces(x))
+
+
+@pytest.mark.parametrize(
+    ("num_states", "best", "rates", "transition"),
+    [
+        (2, -341.8787, [15.421, 26.018], [[0.9284, 0.0716], [0.1190, 0.8810]]),
+        (
+            3,
+            -328.5275,
+            [13.134, 19.713, 29.710],
+            [[0.9393, 0.0321, 0.0286], [0.0404, 0.9064, 0.0532], [0.0000, 0.1903, 0.8097]],
+        ),
+    ],
+)
+def test_the_earthquakes_have_their_published_fit(num_states, best, rates, transition):
+    """Zucchini and MacDonald 2009, section 4.4 (EM, initial distribution estimated)."""
+    torch.manual_seed(0)
+    model = PoissonHMM(num_states).double()
+    x = torch.tensor(EARTHQUAKES)[:, None]
+    report = model.fit(x, num_restarts=5, num_iterations=2000, tolerance=1e-9)
+    assert report.converged
+    assert report.log_likelihood == pytest.approx(best, abs=2e-4)
+    order = model.rates[:, 0].argsort()
+    np.testing.assert_allclose(model.rates[order, 0].detach(), rates, atol=2e-3)
+    np.testing.assert_allclose(model.log_transition.exp()[order][:, order].detach(), transition, atol=2e-4)
+
+
+# What is learned from
+
+
+def small(seed=0, **options):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    model = GaussianHMM(K, 2, **options).double()
+    model.initialize_from_data(torch.from_numpy(clusters(rng)))
+    return model, pieces(clusters(rng))
+
+
+def same(one, other, tolerance=1e-10):
+    for (name, x), (_, y) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def fitted(data, lengths=None, **options):
+    model, _ = small()
+    model.fit(data, lengths, init="keep", num_iterations=4, tolerance=0, **options)
+    return model
+
+
+def test_a_list_a_padded_tensor_and_batches_are_the_same_data():
+    _, data = small()
+    expected = fitted(data)
+    padded = torch.nn.utils.rnn.pad_sequence(data, batch_first=True, padding_value=torch.nan)
+    ends = torch.tensor(LENGTHS)
+    same(expected, fitted(padded, ends))
+    loader = torch.utils.data.DataLoader([(x[None], [len(x)]) for x in data], batch_size=None)
+    same(expected, fitted(loader))
+    same(expected, fitted([x.float().double() * 0 + x for x in data]))
+
+
+def test_a_sequence_of_weight_two_counts_as_two():
+    _, data = small()
+    same(fitted(data, sample_weights=[2.0, 1.0, 0.0]), fitted([data[0], data[0], data[1]]))
+
+
+def test_labels_fix_states():
+    model, data = small()
+    labels = [torch.full((len(x),), -1) for x in data]
+    same(fitted(data), fitted(data, labels=labels))
+    labels[1][:] = 2
+    model.fit(data[1:2], labels=labels[1:2], init="keep", num_iterations=1, tolerance=0)
+    torch.testing.assert_close(model.means[2], data[1].mean(0))
+    torch.testing.assert_close(model.covariances[2], data[1].var(0, correction=0))
+    assert model.log_initial.exp().tolist() == [0.0, 0.0, 1.0]
+
+
+def test_unobserved_frames_enter_no_statistic():
+    model, data = small(missing="nan")
+    holes = [x.clone() for x in data]
+    holes[0][40:60] = torch.nan
+    report = model.fit(holes, init="keep", num_iterations=3, tolerance=0)
+    assert np.all(np.diff(report.history) > 0)
+    # one state: the mean is that of what was seen
+    one = GaussianHMM(1, 2, missing="nan").double()
+    one.fit(holes, num_iterations=1, tolerance=0)
+    torch.testing.assert_close(one.means[0], torch.cat([holes[0][:40], holes[0][60:], *holes[1:]]).mean(0))
+
+
+def test_structural_zeros_and_a_fixed_chain_stay():
+    _, data = small()
+    model = GaussianHMM(K, 2, topology="left_to_right").double()
+    zeros = model.log_transition.exp() == 0
+    model.fit(data, num_iterations=5, tolerance=0)
+    assert torch.equal(model.log_transition.exp() == 0, zeros)
+    fixed = GaussianHMM(K, 2, learnable=False).double()
+    before = fixed.log_transition.clone()
+    fixed.fit(data, num_iterations=5, tolerance=0)
+    assert torch.equal(fixed.log_transition, before)
+
+
+def test_dead_states_are_reported_and_keep_their_parameters():
+    model, data = small()
+    means = model.means.detach().clone()
+    means[1] = 1e4
+    model.means = means
+    report = model.fit(data, init="keep", num_iterations=5, tolerance=0)
+    assert report.dead_states == [1]
+    torch.testing.assert_close(model.means[1], means[1])
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "full", "spherical", "tied", "tied_diag"])
+def test_components_that_collapse_stop_at_the_floor(covariance_type):
+    """Two points, each seen often, and one state for each: no variance is left."""
+    x = torch.tensor([[0.0, 1.0], [3.0, 3.0]]).double()[[0, 0, 1, 1, 0, 1, 1, 1, 0, 0]]
+    model = GaussianHMM(2, 2, covariance_type).double()
+    report = model.fit(x, num_iterations=20, tolerance=0, generator=torch.Generator().manual_seed(0))
+    assert np.isfinite(report.history).all()
+    assert np.all(np.diff(report.history) >= -1e-9 * np.abs(report.history[1:]))
+    model.fit(x, init="keep", num_iterations=1, tolerance=0, variance_floor=0.5)
+    variances = model.covariances
+    variances = torch.linalg.eigvalsh(variances) if covariance_type in ("full", "tied") else variances
+    torch.testing.assert_close(variances.min(), torch.tensor(0.5).double(), rtol=1e-4, atol=0)
+
+
+def test_what_the_report_says():
+    model, data = small()
+    told = []
+    report = model.fit(data, init="keep", callbacks=[told.append])
+    assert report.converged
+    assert report.stopped == "converged"
+    assert [p.iteration for p in told] == list(range(len(report.history) - 1))
+    assert [p.log_likelihood for p in told] == report.history[:-1]
+    assert report.history[-1] - report.history[-2] < 1e-2
+    assert report.log_likelihood == pytest.approx(sum(model(x).item() for x in data))
+    assert report.seconds > 0
+    assert model.fit(data, init="keep", callbacks=[lambda p: p.iteration < 1], tolerance=0).stopped == "callback"
+    with pytest.warns(NotConverged, match="after 1 iterations"):
+        small()[0].fit(data, init="keep", num_iterations=1)
+
+
+def test_restarts_keep_the_best():
+    _, data = small()
+    model = GaussianHMM(K, 2).double()
+    generator = torch.Generator().manual_seed(3)
+    report = model.fit(data, init="random", num_restarts=4, num_iterations=5, tolerance=0, generator=generator)
+    assert len(report.restarts) == 4
+    assert len(set(report.restarts)) > 1
+    assert report.log_likelihood == max(report.restarts)
+    assert sum(model(x).item() for x in data) == pytest.approx(report.log_likelihood)
+
+
+def test_stepwise_with_one_batch_is_em():
+    model, data = small()
+    padded = torch.nn.utils.rnn.pad_sequence(data, batch_first=True)
+    model.fit(padded, LENGTHS, init="keep", num_iterations=4, tolerance=0, method="stepwise")
+    same(fitted(padded, LENGTHS), model)
+
+
+def test_stepwise_over_batches_comes_near_em():
+    model, data = small()
+    batches = [(x[None], [len(x)]) for x in data for x in x.split(50)]
+    report = model.fit(batches_of(batches), init="keep", num_iterations=30, tolerance=0, method="stepwise")
+    expected, _ = small()
+    best = expected.fit(batches_of(batches), init="keep", num_iterations=100, tolerance=1e-6)
+    assert report.log_likelihood == pytest.approx(best.log_likelihood, rel=0.01)
+
+
+def batches_of(items):
+    return torch.utils.data.DataLoader(items, batch_size=None)
+
+
+def test_gradient_and_em_agree_at_the_optimum():
+    model, data = small()
+    em = model.fit(data, init="keep", num_iterations=500, tolerance=1e-9)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = model.fit(data, init="keep", method="gradient", num_iterations=50, tolerance=0, learning_rate=1e-3)
+    assert report.log_likelihood == pytest.approx(em.log_likelihood, abs=0.05)
+    for name, value in model.state_dict().items():
+        if name in ("location", "covariance.factor"):
+            torch.testing.assert_close(value, before[name], rtol=0.02, atol=0.02)
+
+
+def test_gradient_training_gains():
+    model, data = small()
+    report = model.fit(data, init="keep", method="gradient", num_iterations=30, tolerance=0)
+    assert report.history[-1] > report.history[0]
+
+
+def test_viterbi_training_gains_along_the_best_path():
+    model, data = small()
+    report = model.fit(data, init="keep", method="viterbi", num_iterations=10, tolerance=0)
+    assert np.all(np.diff(report.history) >= -1e-9)
+    assert report.log_likelihood == pytest.approx(sum(model.viterbi_decode(x)[1].item() for x in data))
+
+
+def test_priors_draw_parameters_to_themselves():
+    _, data = small()
+    strong = Priors(emission=GaussianPrior(mean=torch.tensor([7.0, -7.0]).double(), mean_weight=1e9))
+    model = fitted(data, priors=strong)
+    torch.testing.assert_close(model.means, torch.tensor([[7.0, -7.0]] * K).double(), rtol=1e-5, atol=1e-5)
+    sticky = Priors(transition=1.0 + 1e6 * torch.eye(K).double())
+    assert fitted(data, priors=sticky).log_transition.exp().diagonal().min() > 0.999
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "full", "spherical", "tied", "tied_diag"])
+def test_the_mode_under_priors_is_a_mode(covariance_type):
+    """MAP-EM never lowers likelihood plus prior, and where it stops the objective has no slope."""
+    model, data = small(covariance_type=covariance_type)
+    scale = torch.eye(2).double() * 3 if covariance_type in ("full", "tied") else 3.0
+    mean = torch.tensor([1.0, 0.5]).double()
+    prior = GaussianPrior(mean=mean, mean_weight=2.0, scale=scale, degrees=5.0)
+    priors = Priors(2.0, 1.0 + torch.eye(K).double(), prior)
+    options = {"init": "keep", "priors": priors, "variance_floor": 0.0}
+    report = model.fit(data, num_iterations=2000, tolerance=1e-11, **options)
+    assert np.all(np.diff(report.history) >= -1e-9)
+    found = [model.means.detach().clone(), model.covariances.detach().clone()]
+
+    def objective(means, covariances):
+        model.means, model.covariances = means, covariances
+        family = model._family(0.0, prior)
+        value = sum(model(x) for x in data) + family.log_prior(model._emission_parameters())
+        return float(value.detach())
+
+    best = objective(*found)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        noise = [1e-3 * torch.randn(x.shape, generator=rng, dtype=x.dtype) for x in found]
+        if covariance_type in ("full", "tied"):
+            noise[1] = noise[1] + noise[1].mT
+        assert objective(*(x + n for x, n in zip(found, noise, strict=True))) < best
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "method: expected one of 'em'"),
+        ({"init": "best"}, "init: expected one of 'kmeans'"),
+        ({"tolerance": -1.0}, "tolerance: expected a number of at least 0"),
+        ({"num_restarts": 0}, "num_restarts: expected an integer of at least 1"),
+        ({"num_restarts": 2, "init": "keep"}, "num_restarts: expected 1 with init='keep'"),
+        ({"sample_weights": [1.0]}, "sample_weights: expected one a sequence"),
+        ({"sample_weights": [1.0, -1.0, 1.0]}, "sample_weights: expected numbers from 0"),
+        ({"labels": [torch.zeros(3)]}, "labels: expected one tensor of states for each sequence"),
+        ({"lengths": [1, 2, 3]}, "lengths: expected None with a list"),
+    ],
+)
+def test_unusable_arguments_are_named(options, message):
+    model, data = small()
+    with pytest.raises(ValueError, match=message):
+        model.fit(data, **options)
+
+
+def test_unusable_data_are_named():
+    model, _ = small()
+    with pytest.raises(ValueError, match="at least one sequence"):
+        model.fit([])
+    with pytest.raises(TypeError, match="data: expected a tensor, a list of tensors or batches, got int"):
+        model.fit(3)
+    with pytest.raises(TypeError, match="got an iterator"):
+        model.fit(iter([torch.zeros(1, 3, 2)]))
+    with pytest.raises(ValueError, match=r"data\[1\]: expected shape"):
+        model.fit([torch.zeros(4, 2), torch.zeros(4, 3)])
+    with pytest.raises(ValueError, match="at least one batch"):
+        model.fit(batches_of([]), init="keep")
+
+
+def test_an_impossible_sequence_is_an_error_that_changes_nothing():
+    model = CategoricalHMM(2, 3, probs=[[0.5, 0.5, 0.0], [0.2, 0.8, 0.0]])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="impossible under the model"):
+        model.fit(torch.tensor([0, 1, 2]), init="keep")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_modules_have_a_fit():
+    for model, x in (
+        (pytorch_hmm.PoissonHMM(2), torch.tensor([0, 1, 9, 8, 1])[:, None]),
+        (pytorch_hmm.BernoulliHMM(2), torch.tensor([0, 0, 1, 1, 1])[:, None]),
+        (pytorch_hmm.CategoricalHMM(2, 3), torch.tensor([0, 1, 2, 2, 1])),
+        (pytorch_hmm.MixtureGaussianHMM(2, 1, 2), torch.randn(30, 1)),
+    ):
+        report = model.fit(x, num_iterations=3, tolerance=0, generator=torch.Generator().manual_seed(0))
+        assert np.all(np.diff(report.history) >= -1e-6)
