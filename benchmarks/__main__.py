@@ -3,7 +3,7 @@
     python -m benchmarks [--quick] [--only PATTERN] [--dtype float32] [--json PATH] [--plot PATH]
 
 `--only` is a regular expression, searched for in names such as `32x1000x10/viterbi`, `ragged-128x2000x20/gradient`,
-`gmm-32x1000x10x3x80/gmm`, `long`, `start`, `quick_benchmark`.
+`gmm-32x1000x10x3x80/gmm`, `long`, `start`, `quick_benchmark`, `em`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from . import extras, report, roofline
+from . import extras, learning, report, roofline
 from .cells import CELLS, QUICK_CELLS, Cell, problem_of
 from .contenders import OURS, entrants
 from .timing import Lane, alternate, ratio, timed
@@ -152,6 +152,8 @@ def main() -> None:
         others["start"] = extras.start(1 if options.quick else 5)
     if wanted("quick_benchmark"):
         others["quick_benchmark"] = extras.quick_benchmark(2.0 if options.quick else 10.0)
+    if wanted("em") and (options.only or not options.quick):
+        others["em"] = learning.em()
     if wanted("long") and (options.only or not options.quick):
         others["long"] = extras.long()
     peaks = machine["roofline"]["multiply_adds_per_s"].items()

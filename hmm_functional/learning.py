@@ -260,12 +260,12 @@ def em_step(
 
 def add(first: Any, *others: Any) -> Any:
     """Statistics of all sequences together, from those of batches or processes."""
-    return _each(lambda *arrays: reduce(operator.add, arrays), first, *others)
+    return each(lambda *arrays: reduce(operator.add, arrays), first, *others)
 
 
 def scale(statistics: Any, factor: float) -> Any:
     """`factor` times the statistics."""
-    return _each(lambda x: factor * x, statistics)
+    return each(lambda x: factor * x, statistics)
 
 
 def interpolate(old: Any, new: Any, share: float) -> Any:
@@ -273,12 +273,12 @@ def interpolate(old: Any, new: Any, share: float) -> Any:
 
     References: Cappe and Moulines 2009, equation 13; Liang and Klein 2009.
     """
-    return _each(lambda x, y: (1.0 - share) * x + share * y, old, new)
+    return each(lambda x, y: (1.0 - share) * x + share * y, old, new)
 
 
-def _each(function: Callable[..., Any], first: Any, *others: Any) -> Any:
+def each(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     """`function` of the arrays that nested tuples hold in the same places."""
     if not isinstance(first, tuple):
         return function(first, *others)
-    parts = [_each(function, *fields) for fields in zip(first, *others, strict=True)]
+    parts = [each(function, *fields) for fields in zip(first, *others, strict=True)]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--wav", type=Path, help="a sound file of your own; default one sentence of CMU ARCTIC")
     demo.add_argument("--states", type=int, help="number of states; default one a phone, or one per 80 ms")
     demo.add_argument("--mixtures", type=int, default=2, help="Gaussians in each state's mixture (%(default)s)")
-    demo.add_argument("--iterations", type=int, default=150, help="training steps (%(default)s)")
+    demo.add_argument("--iterations", type=int, default=30, help="iterations of EM (%(default)s)")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder of the picture (%(default)s)")
     given = parser.parse_args(arguments)
     try:

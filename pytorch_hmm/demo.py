@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import hmm_functional as hf
 
+from .fit import Progress
 from .mixture import MixtureGaussianHMM
 from .streaming import StreamingHMMProcessor
 
@@ -132,20 +133,16 @@ def phone_ends(path: Path) -> Any | None:
 
 
 def train(model: MixtureGaussianHMM, features: Tensor, iterations: int) -> tuple[float, float]:
-    """Gradient ascent on the log-likelihood; its value a frame before and after."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    with torch.no_grad():
-        before = float(model(features)) / len(features)
-    bar = tqdm(range(iterations), desc="training", unit="step")
-    for _ in bar:
-        optimizer.zero_grad()
-        loss = -model(features).mean() / len(features)
-        loss.backward()
-        optimizer.step()
-        bar.set_postfix_str(f"{-loss.item():.2f} nats a frame")
-    with torch.no_grad():
-        after = float(model(features)) / len(features)
-    return before, after
+    """EM from the parameters at hand; the log-likelihood a frame before and after."""
+    bar = tqdm(total=iterations, desc="training", unit="step")
+
+    def tell(progress: Progress) -> None:
+        bar.update()
+        bar.set_postfix_str(f"{progress.log_likelihood / len(features):.2f} nats a frame")
+
+    report = model.fit(features, init="keep", num_iterations=iterations, tolerance=0, callbacks=[tell])
+    bar.close()
+    return report.history[0] / len(features), report.history[-1] / len(features)
 
 
 def streamed_gap(model: MixtureGaussianHMM, features: Tensor, chunk: int = 16, lag: int = 8) -> float:

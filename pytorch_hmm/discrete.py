@@ -87,8 +87,8 @@ class CategoricalHMM(EmissionHMM):
     def _emission_parameters(self) -> CategoricalParameters:
         return CategoricalParameters(self.log_probs)
 
-    def _assign_emission(self, parameters: CategoricalParameters) -> None:
-        self.log_probs = parameters.log_probs
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {**super()._weights(), "log_probs": self.symbol_distribution.logits}
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return self.symbol_distribution.sample(states, rng)
@@ -186,8 +186,8 @@ class PoissonHMM(_FeaturesHMM):
     def _emission_parameters(self) -> PoissonParameters:
         return PoissonParameters(self.rates)
 
-    def _assign_emission(self, parameters: PoissonParameters) -> None:
-        self.rates = parameters.rates
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {**super()._weights(), "rates": self.log_rates}
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return torch.poisson(self.rates[states].to(rng.device), generator=rng).to(states.device)
@@ -248,8 +248,8 @@ class BernoulliHMM(_FeaturesHMM):
     def _emission_parameters(self) -> BernoulliParameters:
         return BernoulliParameters(self.probs)
 
-    def _assign_emission(self, parameters: BernoulliParameters) -> None:
-        self.probs = parameters.probs
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {**super()._weights(), "probs": self.logits}
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return torch.bernoulli(self.probs[states].to(rng.device), generator=rng).to(states.device)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hmm_functional as hf
 from hmm_functional.learning import Priors
@@ -22,7 +22,7 @@ class EmissionHMM(BaseHMM):
     """An HMM with an emission law of its own: it can be sampled from, and started from data.
 
     A subclass gives `_emission_log_prob`, `_sample_observations` and `_initialize_emission`, and for learning
-    `_family`, `_emission_parameters` and `_assign_emission`.
+    `_family`, `_emission_parameters` and `_weights`.
     """
 
     @torch.no_grad()
@@ -113,6 +113,7 @@ class EmissionHMM(BaseHMM):
         labels: Any = None,
         priors: Priors | None = None,
         variance_floor: float | None = None,
+        frozen: Collection[str] = (),
         learning_rate: float | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = False,
@@ -138,6 +139,7 @@ class EmissionHMM(BaseHMM):
                 rates, (ones, zeros) of a beta distribution for Bernoulli probabilities. Default none.
             variance_floor: least variance of Gaussians; default a millionth of the mean variance of the starting data,
                 which holds back nothing but components that collapse onto single frames.
+            frozen: names of parameters that stay as they are, such as "means" or "log_transition".
             learning_rate: of Adam, default 0.05; for "stepwise" the power of its steps (n + 2)^-power, default 0.7.
             callbacks: called with `Progress` after each iteration; one that returns False stops.
             progress: whether to show a bar (needs tqdm).
@@ -151,6 +153,9 @@ class EmissionHMM(BaseHMM):
 
         Warns:
             NotConverged: the last iteration gained more than the tolerance.
+
+        Under torch.distributed every process gives its own data and gets the model of all of them: statistics, or
+        gradients, are summed. "stepwise" and "gradient" need equally many batches in each.
 
         EM computes in float64 and never lowers the likelihood (plus the log density of the priors): a step that would
         divide by nothing keeps what it had. Structural zeros stay zero; without `learnable` the chain stays as it is.
@@ -175,6 +180,7 @@ class EmissionHMM(BaseHMM):
             "labels": labels,
             "priors": priors,
             "variance_floor": variance_floor,
+            "frozen": frozen,
             "learning_rate": learning_rate,
             "callbacks": callbacks,
             "progress": progress,
@@ -201,13 +207,12 @@ class EmissionHMM(BaseHMM):
 
     @abstractmethod
     def _emission_parameters(self) -> Any:
-        """The family's parameters."""
+        """The family's parameters, a NamedTuple whose fields are properties of the module."""
         raise NotImplementedError
 
-    @abstractmethod
-    def _assign_emission(self, parameters: Any) -> None:
-        """Take the family's parameters."""
-        raise NotImplementedError
+    def _weights(self) -> dict[str, nn.Parameter]:
+        """The module's free parameters, by the names of the properties they make."""
+        return {"log_initial": self.initial_distribution.logits, "log_transition": self.transition_distribution.logits}
 
     @abstractmethod
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -95,6 +95,7 @@ def fit(
     labels: Any = None,
     priors: Priors | None = None,
     variance_floor: float | None = None,
+    frozen: Collection[str] = (),
     learning_rate: float | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = False,
@@ -111,13 +112,17 @@ def fit(
         raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance}")
     if num_restarts > 1 and init == "keep":
         raise ValueError("num_restarts: expected 1 with init='keep', whose restarts would all be the same")
+    known_names = tuple(model._weights())
+    if isinstance(frozen, str) or not set(frozen) <= set(known_names):
+        raise ValueError(f"frozen: expected some of {', '.join(map(repr, known_names))}, got {frozen!r}")
     source = Source(model, data, lengths, sample_weights, labels)
     best: tuple[FitReport, dict[str, Any]] | None = None
     ends = []
     for _ in range(num_restarts):
         if init != "keep":
             _start(model, source, init, generator)
-        run = _Run(model, source, num_iterations, tolerance, priors, variance_floor, callbacks, progress)
+        _as_the_first(model)
+        run = _Run(model, source, num_iterations, tolerance, priors, variance_floor, frozen, callbacks, progress)
         if method == "gradient":
             history, stopped = run.by_gradient(0.05 if learning_rate is None else learning_rate)
         elif method == "stepwise":
@@ -210,7 +215,9 @@ class Source:
             return 0.0
         frames = torch.cat(list(self.frames())).double()
         frames = frames[~frames.isnan().any(-1)]
-        return float(frames.var(0, correction=0).mean()) if len(frames) else 0.0
+        count = _sum_of_processes(torch.tensor(float(len(frames)), device=frames.device, dtype=frames.dtype))
+        mean = _sum_of_processes(frames.sum(0)) / count.clamp_min(1.0)
+        return float((_sum_of_processes((frames - mean).square().sum(0)) / count.clamp_min(1.0)).mean())
 
     def _checked(self, x: Any, lengths: Any, weights: Tensor | None, labels: Tensor | None) -> Batch:
         need_frames("data", x, self._model.frame_shape)
@@ -286,12 +293,14 @@ class _Run:
         tolerance: float,
         priors: Priors | None,
         variance_floor: float | None,
+        frozen: Collection[str],
         callbacks: Sequence[Callback],
         progress: bool,
     ) -> None:
         self._model, self._source = model, source
         self._num_iterations, self._tolerance = num_iterations, tolerance
         self._priors, self._callbacks = priors, callbacks
+        self._frozen = {*frozen, *(() if model.learnable else ("log_initial", "log_transition"))}
         if variance_floor is None:
             variance_floor = LEAST_SHARE * source.mean_variance()
         self._family = model._family(variance_floor, None if priors is None else priors.emission)
@@ -331,7 +340,7 @@ class _Run:
         for iteration in range(self._num_iterations):
             total = 0.0
             for batch in self._source:
-                found = self._of_batch(batch, parameters, "em")
+                found = self._of_all(self._of_batch(batch, parameters, "em"))
                 total += float(found.log_likelihood)
                 found = learning.scale(found, num_batches)  # as if all the data were like this batch
                 share = 1.0 if running is None or num_batches == 1 else (step + 2.0) ** -power
@@ -355,7 +364,9 @@ class _Run:
 
     def by_gradient(self, rate: float) -> tuple[list[float], str]:
         """Adam on -log p(data) a frame; each iteration a pass over the batches."""
-        weights = [p for p in self._model.parameters() if p.requires_grad]
+        named = self._model._weights()
+        held = {id(named[name]) for name in self._frozen}
+        weights = [p for p in self._model.parameters() if p.requires_grad and id(p) not in held]
         optimiser = torch.optim.Adam(weights, lr=rate)
         history: list[float] = []
         stopped = "num_iterations"
@@ -364,9 +375,13 @@ class _Run:
             for batch in self._source:
                 optimiser.zero_grad()
                 loss, frames = self._loss(batch)
-                (loss / frames).backward()  # type: ignore[no-untyped-call]
+                loss.backward()  # type: ignore[no-untyped-call]
+                count = _sum_of_processes(torch.tensor(float(frames), dtype=torch.float64))
+                for p in weights:
+                    if p.grad is not None:
+                        p.grad.copy_(_sum_of_processes(p.grad) / count.to(p.grad))
                 optimiser.step()
-                total -= float(loss.detach())
+                total -= float(_sum_of_processes(loss.detach().double()))
             with torch.no_grad():
                 history.append(self._objective(torch.tensor(total), self._parameters()))
             if self._has_converged(history):
@@ -395,15 +410,20 @@ class _Run:
 
     def _assign(self, parameters: HMMParameters) -> None:
         model = self._model
-        if model.learnable:
-            model.log_initial, model.log_transition = parameters.log_initial, parameters.log_transition
-        model._assign_emission(parameters.emission)
+        for name in ("log_initial", "log_transition"):
+            if name not in self._frozen:
+                setattr(model, name, getattr(parameters, name))
+        for name, value in parameters.emission._asdict().items():
+            if name not in self._frozen:
+                setattr(model, name, value)
 
     def _maximize(self, statistics: Statistics, parameters: HMMParameters) -> HMMParameters:
         found = learning.maximize(statistics, parameters, self._family, priors=self._priors)
-        if self._model.learnable:
-            return found
-        return parameters._replace(emission=found.emission)
+        emission = found.emission._replace(
+            **{n: v for n, v in parameters.emission._asdict().items() if n in self._frozen}
+        )
+        kept = {name: getattr(parameters, name) for name in ("log_initial", "log_transition") if name in self._frozen}
+        return found._replace(emission=emission, **kept)
 
     def _statistics(self, parameters: HMMParameters, method: str) -> Statistics:
         found: Statistics | None = None
@@ -411,6 +431,7 @@ class _Run:
             one = self._of_batch(batch, parameters, method)
             found = one if found is None else learning.add(found, one)
         assert found is not None
+        found = self._of_all(found)
         self._occupied = found.initial + found.transitions.sum(0)
         return found
 
@@ -433,6 +454,11 @@ class _Run:
             is_allowed=is_allowed,
             method=method,
         )
+        return found
+
+    def _of_all(self, found: Statistics) -> Statistics:
+        """Statistics of all processes together, checked."""
+        found = learning.each(_sum_of_processes, found)
         if not torch.isfinite(found.log_likelihood):
             raise ValueError(
                 "data: a sequence is impossible under the model, log p = -inf; structural zeros, labels or parameters "
@@ -452,7 +478,7 @@ class _Run:
         num_steps = batch.x.shape[batch.x.ndim - len(model.frame_shape) - 1]
         frames = num_steps * likelihood.numel() if batch.lengths is None else int(batch.lengths.sum())
         loss = -(likelihood * weights).sum()
-        if not torch.isfinite(loss):
+        if not torch.isfinite(_sum_of_processes(loss.detach())):
             raise ValueError("data: a sequence is impossible under the model, log p = -inf")
         return loss, frames
 
@@ -474,6 +500,22 @@ class _Run:
 def _wide(x: Tensor) -> Tensor:
     """float64 where the device has it."""
     return x.detach() if x.device.type == "mps" else x.detach().double()
+
+
+def _sum_of_processes(x: Tensor) -> Tensor:
+    """`x` summed over the processes of torch.distributed, where there are several."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    found = x.clone()
+    torch.distributed.all_reduce(found)
+    return found
+
+
+def _as_the_first(model: EmissionHMM) -> None:
+    """The parameters of the first process, in all of them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for value in model.state_dict().values():
+            torch.distributed.broadcast(value, 0)
 
 
 def _bar(total: int) -> Any:

@@ -83,6 +83,9 @@ class BaseGaussianHMM(EmissionHMM):
     def _num_emission_parameters(self) -> int:
         return self.location.numel() + self.covariance.num_free()
 
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {**super()._weights(), "means": self.location, "covariances": self.covariance.factor}
+
     def _draw(self, index: tuple[Tensor, ...], rng: torch.Generator) -> Tensor:
         """Observations (..., D) of the Gaussians at `index`, one (...) tensor for each axis of their shape."""
         means = self.means[index]
@@ -132,9 +135,6 @@ class GaussianHMM(BaseGaussianHMM):
 
     def _emission_parameters(self) -> GaussianParameters:
         return GaussianParameters(self.means, self.covariances)
-
-    def _assign_emission(self, parameters: GaussianParameters) -> None:
-        self.means, self.covariances = parameters
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return self._draw((states,), rng)

@@ -6,7 +6,7 @@ from math import log
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hmm_functional as hf
 from hmm_functional._check import need_count
@@ -87,8 +87,8 @@ class MixtureGaussianHMM(BaseGaussianHMM):
     def _emission_parameters(self) -> MixtureParameters:
         return MixtureParameters(self.log_weights, self.means, self.covariances)
 
-    def _assign_emission(self, parameters: MixtureParameters) -> None:
-        self.log_weights, self.means, self.covariances = parameters
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {**super()._weights(), "log_weights": self.weight_distribution.logits}
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return self._draw((states, self.weight_distribution.sample(states, rng)), rng)

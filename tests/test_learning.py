@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import hmmlearn.hmm as hmmlearn
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from hmm_functional.emissions import GaussianPrior
 from hmm_functional.learning import Priors
 from pytorch_hmm import CategoricalHMM, GaussianHMM, MixtureGaussianHMM, NotConverged, PoissonHMM
 
+ROOT = Path(__file__).parents[1]
 K = 3
 LENGTHS = [140, 30, 100]
 EARTHQUAKES = [
@@ -414,6 +419,50 @@ def test_the_mode_under_priors_is_a_mode(covariance_type):
         assert objective(*(x + n for x, n in zip(found, noise, strict=True))) < best
 
 
+@pytest.mark.parametrize("method", ["em", "gradient", "stepwise", "viterbi"])
+@pytest.mark.parametrize("name", ["means", "covariances", "log_initial", "log_transition"])
+def test_what_is_frozen_stays_bit_for_bit(name, method):
+    model, data = small()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    padded = torch.nn.utils.rnn.pad_sequence(data, batch_first=True)
+    model.fit(padded, LENGTHS, init="keep", num_iterations=3, tolerance=0, method=method, frozen=[name])
+    held = {"means": "location", "covariances": "covariance.factor", "log_initial": "initial_distribution.logits"}
+    held = held.get(name, "transition_distribution.logits")
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert held not in changed
+    assert len(changed) >= 2
+
+
+DISTRIBUTED = """
+import sys, torch
+from tests.test_learning import small
+rank, path, method = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method="file://" + path + "/meet", rank=rank, world_size=2)
+model, data = small()
+if rank == 1:  # what the first process has is taken
+    model.means = model.means + 1.0
+report = model.fit([data[:1], data[1:]][rank], init="keep", num_iterations=5, tolerance=0, method=method)
+torch.save((model.state_dict(), report.history), f"{path}/{rank}.pt")
+"""
+
+
+@pytest.mark.parametrize("method", ["em", "gradient"])
+def test_two_processes_learn_what_one_learns(tmp_path, method):
+    running = [
+        subprocess.Popen([sys.executable, "-c", DISTRIBUTED, str(rank), str(tmp_path), method], cwd=ROOT)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    model, data = small()
+    history = model.fit(data, init="keep", num_iterations=5, tolerance=0, method=method).history
+    for rank in range(2):
+        state, found = torch.load(tmp_path / f"{rank}.pt")
+        np.testing.assert_allclose(found, history, rtol=1e-12)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-10, atol=1e-10)
+
+
 # What cannot be
 
 
@@ -428,6 +477,7 @@ def test_the_mode_under_priors_is_a_mode(covariance_type):
         ({"sample_weights": [1.0]}, "sample_weights: expected one a sequence"),
         ({"sample_weights": [1.0, -1.0, 1.0]}, "sample_weights: expected numbers from 0"),
         ({"labels": [torch.zeros(3)]}, "labels: expected one tensor of states for each sequence"),
+        ({"frozen": ["mean"]}, "frozen: expected some of 'log_initial'"),
         ({"lengths": [1, 2, 3]}, "lengths: expected None with a list"),
     ],
 )
