@@ -23,6 +23,8 @@ from .streaming import StreamingHMMProcessor
 
 SAMPLE_RATE, HOP, WINDOW, NUM_MELS = 16_000, 160, 400, 40
 FRAME_SECONDS = HOP / SAMPLE_RATE
+FLOOR = 0.05
+"""Least variance of a Gaussian, of features whose own is 1: one file is little to learn from."""
 EXAMPLE = Path(__file__).parent / "examples" / "arctic" / "arctic_a0009.wav"
 
 
@@ -76,6 +78,8 @@ def run(wav: Path | None, num_states: int | None, num_mixtures: int, iterations:
     model.initialize_from_data(features, generator=torch.Generator().manual_seed(0))
     before, after = train(model, features, iterations)
 
+    with torch.no_grad():
+        model.forward_backward(features), model.viterbi_decode(features)  # code that is compiled once is not timed
     started = time.perf_counter()
     with torch.no_grad():
         posteriors, _ = model.forward_backward(features)
@@ -140,7 +144,9 @@ def train(model: MixtureGaussianHMM, features: Tensor, iterations: int) -> tuple
         bar.update()
         bar.set_postfix_str(f"{progress.log_likelihood / len(features):.2f} nats a frame")
 
-    report = model.fit(features, init="keep", num_iterations=iterations, tolerance=0, callbacks=[tell])
+    report = model.fit(
+        features, init="keep", num_iterations=iterations, tolerance=0, variance_floor=FLOOR, callbacks=[tell]
+    )
     bar.close()
     return report.history[0] / len(features), report.history[-1] / len(features)
 
