@@ -10,6 +10,7 @@ from .emissions import (
     gaussian_log_prob,
     gmm_log_likelihood,
     poisson_log_prob,
+    student_t_log_prob,
 )
 from .entropy import posterior_entropy
 from .kernels import cpu as _cpu  # noqa: F401  (registers its kernel)
@@ -61,6 +62,7 @@ __all__ = [
     "stream_flush",
     "stream_init",
     "stream_step",
+    "student_t_log_prob",
     "viterbi",
     "viterbi_k_best",
 ]

@@ -15,7 +15,7 @@ import hmm_functional as hf
 from hmm_functional import emissions, learning
 from property_tests.strategies import seeds
 
-KINDS = ("gaussian", "mixture", "categorical", "poisson", "bernoulli")
+KINDS = ("gaussian", "mixture", "student_t", "categorical", "poisson", "bernoulli")
 COVARIANCES = ("diag", "spherical", "full", "tied", "tied_diag")
 FORMS = ("dense", "banded", "sparse")
 
@@ -52,7 +52,7 @@ def problems(draw, *, kind=None, forms=("dense",)):
         sources, targets = has_edge.nonzero()
         matrix = hf.Sparse(np.log(share[has_edge]), sources.tolist(), targets.tolist(), num_states)
     shape = (num_states, num_mixtures) if kind == "mixture" else (num_states,)
-    if kind in ("gaussian", "mixture"):
+    if kind in ("gaussian", "mixture", "student_t"):
         x = rng.normal(size=(batch, num_steps, dim)) * 10.0 ** rng.integers(-2, 3) + rng.normal() * 100
         if draw(st.booleans()):
             x = np.round(x)
@@ -71,6 +71,9 @@ def problems(draw, *, kind=None, forms=("dense",)):
         if kind == "gaussian":
             family = emissions.Gaussian(form, floor, prior)
             own = emissions.GaussianParameters(means, covariances)
+        elif kind == "student_t":
+            family = emissions.StudentT(form, floor, draw(st.booleans()))
+            own = emissions.StudentTParameters(means, covariances, rng.uniform(0.5, 20.0, size=num_states))
         else:
             family = emissions.GaussianMixture(form, floor, prior, 2.0 if has_prior else 1.0)
             own = emissions.MixtureParameters(logs(rng, shape), means, covariances)

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .discrete import BernoulliHMM, CategoricalHMM, PoissonHMM
 from .emission import EmissionHMM
 from .fit import FitReport, NotConverged, Progress
-from .gaussian import GaussianHMM
+from .gaussian import GaussianHMM, StudentTHMM
 from .hmm import BaseHMM, HMMPyTorch
 from .layers import HMMLayer
 from .mixture import MixtureGaussianHMM
@@ -30,5 +30,6 @@ __all__ = [
     "PoissonHMM",
     "Progress",
     "StreamingHMMProcessor",
+    "StudentTHMM",
     "__version__",
 ]

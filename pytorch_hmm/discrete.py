@@ -87,6 +87,9 @@ class CategoricalHMM(EmissionHMM):
     def _emission_parameters(self) -> CategoricalParameters:
         return CategoricalParameters(self.log_probs)
 
+    def _arguments(self) -> dict[str, Any]:
+        return {**super()._arguments(), "num_symbols": self.num_symbols}
+
     def _weights(self) -> dict[str, nn.Parameter]:
         return {**super()._weights(), "log_probs": self.symbol_distribution.logits}
 
@@ -120,6 +123,9 @@ class _FeaturesHMM(EmissionHMM):
         if not is_traced(x) and x.is_floating_point() and (x != x.round()).any():
             raise ValueError(f"x: expected {self._wanted}, got fractions")
         return widened(x) if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**super()._arguments(), "obs_dim": self.obs_dim}
 
     def _num_emission_parameters(self) -> int:
         return self.num_states * self.obs_dim

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import hmm_functional as hf
 from hmm_functional._check import need_count
-from hmm_functional.emissions import Gaussian, GaussianParameters
+from hmm_functional.emissions import Gaussian, GaussianParameters, StudentT, StudentTParameters
 
-from ._check import parameter_values
+from ._check import first, parameter_values
 from .emission import EmissionHMM
 from .hmm import ChainOptions
 from .initialize import moments
@@ -83,6 +83,9 @@ class BaseGaussianHMM(EmissionHMM):
     def _num_emission_parameters(self) -> int:
         return self.location.numel() + self.covariance.num_free()
 
+    def _arguments(self) -> dict[str, Any]:
+        return {**super()._arguments(), "obs_dim": self.obs_dim, "covariance_type": self.covariance_type}
+
     def _weights(self) -> dict[str, nn.Parameter]:
         return {**super()._weights(), "means": self.location, "covariances": self.covariance.factor}
 
@@ -138,6 +141,87 @@ class GaussianHMM(BaseGaussianHMM):
 
     def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
         return self._draw((states,), rng)
+
+    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
+        whole = frames.mean(0).expand(self.num_states, -1)
+        found = moments(frames, states, whole, self.covariance_type)
+        self.means, self.covariances = found.means, found.covariances
+
+
+class StudentTHMM(BaseGaussianHMM):
+    """An HMM whose states emit a multivariate Student t each: a Gaussian that outliers move little.
+
+    Args:
+        num_states: K.
+        obs_dim: D.
+        covariance_type: as `GaussianHMM`'s.
+        means: (K, D); default standard normal numbers.
+        covariances: scale matrices in the shape of their type; default ones or identities.
+        degrees_of_freedom: (K,), above 0; default 5.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+
+    Example:
+        >>> import torch
+        >>> hmm = StudentTHMM(2, obs_dim=1, means=[[-1.0], [1.0]], topology="ergodic", self_loop=0.9)
+        >>> hmm.viterbi_decode(torch.tensor([[-1.2], [-0.8], [90.0], [-1.1]]))[0]
+        tensor([0, 0, 0, 0])
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        obs_dim: int,
+        covariance_type: CovarianceType = "diag",
+        *,
+        means: Any = None,
+        covariances: Any = None,
+        degrees_of_freedom: Any = None,
+        **options: Unpack[ChainOptions],
+    ) -> None:
+        super().__init__((num_states,), obs_dim, covariance_type, means, covariances, **options)
+        self.log_degrees = nn.Parameter(torch.full((self.num_states,), 5.0).log())
+        if degrees_of_freedom is not None:
+            self.degrees_of_freedom = degrees_of_freedom
+
+    @property
+    def degrees_of_freedom(self) -> Tensor:
+        """(K,); assignable."""
+        return widened(self.log_degrees).exp()
+
+    @degrees_of_freedom.setter
+    def degrees_of_freedom(self, value: Any) -> None:
+        found = parameter_values("degrees_of_freedom", value, tuple(self.log_degrees.shape), "(K,)")
+        is_bad = ~((found > 0) & found.isfinite())
+        if is_bad.any():
+            at = first(is_bad)
+            raise ValueError(f"degrees_of_freedom: expected numbers above 0, got {float(found[at]):.6g} at {at}")
+        with torch.no_grad():
+            self.log_degrees.copy_(found.log())
+
+    def _emission_log_prob(self, x: Tensor) -> Tensor:
+        return hf.student_t_log_prob(  # type: ignore[no-any-return]
+            x, self.means, self.covariances, self.degrees_of_freedom, covariance_type=self.covariance_type
+        )
+
+    def _num_emission_parameters(self) -> int:
+        return super()._num_emission_parameters() + self.num_states
+
+    def _family(self, variance_floor: float, prior: Any) -> StudentT:
+        if prior is not None:
+            raise ValueError("priors: expected no prior of Student t emissions")
+        return StudentT(self.covariance_type, variance_floor)
+
+    def _emission_parameters(self) -> StudentTParameters:
+        return StudentTParameters(self.means, self.covariances, self.degrees_of_freedom)
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {**super()._weights(), "degrees_of_freedom": self.log_degrees}
+
+    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
+        means, half = self.means[states], 0.5 * self.degrees_of_freedom[states]
+        gamma = torch._standard_gamma(half.to(rng.device), generator=rng).to(half.device)
+        precision = gamma.clamp_min(torch.finfo(gamma.dtype).tiny) / half
+        return means + (self._draw((states,), rng) - means) / precision.sqrt()[..., None]
 
     def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
         whole = frames.mean(0).expand(self.num_states, -1)

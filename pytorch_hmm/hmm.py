@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import log
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ import hmm_functional as hf
 from hmm_functional._check import need_count
 
 from ._check import lengths_like, log_of, need_frames, need_support
+from .io import load, save
 from .parametrize import LogProbabilities, full_precision, widened
 
 Topology = Literal["left_to_right", "ergodic"]
@@ -147,6 +149,25 @@ class BaseHMM(nn.Module, ABC):
         """Numbers that learning sets: a row of probabilities has one fewer than its possible entries."""
         chain = self.initial_distribution.num_free() + self.transition_distribution.num_free()
         return (chain if self.learnable else 0) + self._num_emission_parameters()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to `path`, a safetensors file; an interrupted save leaves the file that was there."""
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: Any = "cpu") -> Self:
+        """The model that `save` wrote to `path`; no code from the file is run.
+
+        Called on a class it gives a model of that class or one below it: `BaseHMM.load` takes any.
+
+        Raises:
+            OSError: there is no such file. ValueError: a damaged file, or one that holds another model.
+        """
+        return load(path, cls, device)  # type: ignore[no-any-return]
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the constructor takes to make a module of the same shape, for JSON."""
+        return {"num_states": self.num_states, "learnable": self.learnable, "missing": self.missing}
 
     @abstractmethod
     def _emission_log_prob(self, x: Tensor) -> Tensor:

@@ -87,6 +87,9 @@ class MixtureGaussianHMM(BaseGaussianHMM):
     def _emission_parameters(self) -> MixtureParameters:
         return MixtureParameters(self.log_weights, self.means, self.covariances)
 
+    def _arguments(self) -> dict[str, Any]:
+        return {**super()._arguments(), "num_mixtures": self.num_mixtures}
+
     def _weights(self) -> dict[str, nn.Parameter]:
         return {**super()._weights(), "log_weights": self.weight_distribution.logits}
 

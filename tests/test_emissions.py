@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import distributions
 
@@ -216,3 +217,62 @@ def test_memory_of_a_large_mixture(kind):
     """
     ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 2e9
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical", "full", "tied", "tied_diag"])
+@pytest.mark.parametrize("library", ["torch", "numpy", "jax"])
+def test_student_t_is_scipy_s(library, covariance_type):
+    rng = np.random.default_rng(0)
+    x, means = rng.normal(size=(2, 7, 3)) * 5, rng.normal(size=(2, 3))
+    degrees = np.array([1.0, 12.0])
+    factor = rng.normal(size=(2, 3, 3))
+    full = factor @ factor.swapaxes(-1, -2) + np.eye(3)
+    given = {
+        "diag": np.einsum("kdd->kd", full),
+        "spherical": full[:, 0, 0],
+        "full": full,
+        "tied": full[0],
+        "tied_diag": np.diag(full[0]).copy(),
+    }[covariance_type]
+    matrices = {
+        "diag": [np.diag(c) for c in given] if given.ndim == 2 else None,
+        "spherical": [c * np.eye(3) for c in np.atleast_1d(full[:, 0, 0])],
+        "full": full,
+        "tied": [full[0]] * 2,
+        "tied_diag": [np.diag(np.diag(full[0]))] * 2,
+    }[covariance_type]
+    expected = np.stack(
+        [
+            scipy.stats.multivariate_t(m, c, v).logpdf(x.reshape(-1, 3)).reshape(2, 7)
+            for m, c, v in zip(means, matrices, degrees, strict=True)
+        ],
+        -1,
+    )
+    move = {"torch": torch.from_numpy, "numpy": np.asarray, "jax": jnp.asarray}[library]
+    found = hf.student_t_log_prob(*(move(a) for a in (x, means, given, degrees)), covariance_type=covariance_type)
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy", "jax"])
+def test_counts_and_bits_are_scipy_s(library):
+    rng = np.random.default_rng(0)
+    move = {"torch": torch.from_numpy, "numpy": np.asarray, "jax": jnp.asarray}[library]
+    x, rates = rng.poisson(3.0, size=(2, 9, 3)), rng.uniform(0.5, 6.0, size=(4, 3))
+    rates[0, 1] = 0.0
+    expected = scipy.stats.poisson.logpmf(x[..., None, :], rates).sum(-1)
+    np.testing.assert_allclose(np.asarray(hf.poisson_log_prob(move(x), move(rates))), expected, rtol=1e-12)
+    bits, probs = rng.integers(2, size=(2, 9, 3)), rng.uniform(size=(4, 3))
+    probs[0, 1], probs[1, 2] = 0.0, 1.0
+    expected = scipy.stats.bernoulli.logpmf(bits[..., None, :], probs).sum(-1)
+    np.testing.assert_allclose(np.asarray(hf.bernoulli_log_prob(move(bits), move(probs))), expected, rtol=1e-12)
+
+
+def test_gradients_of_counts_bits_and_student_t():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    means, logs = (torch.randn(3, 2, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    degrees = torch.rand(3, generator=generator, dtype=torch.float64).add(1.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m, c, v: hf.student_t_log_prob(x, m, c.exp(), v), (means, logs, degrees))
+    counts, bits = torch.tensor([[0, 3], [2, 1]]), torch.tensor([[0, 1], [1, 1]])
+    assert torch.autograd.gradcheck(lambda r: hf.poisson_log_prob(counts, r.exp()), (logs,))
+    assert torch.autograd.gradcheck(lambda p: hf.bernoulli_log_prob(bits, p.sigmoid()), (logs,))

@@ -9,6 +9,7 @@ from pathlib import Path
 import hmmlearn.hmm as hmmlearn
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
@@ -16,7 +17,7 @@ from scipy.stats import multivariate_normal
 import pytorch_hmm
 from hmm_functional.emissions import GaussianPrior
 from hmm_functional.learning import Priors
-from pytorch_hmm import CategoricalHMM, GaussianHMM, MixtureGaussianHMM, NotConverged, PoissonHMM
+from pytorch_hmm import CategoricalHMM, GaussianHMM, MixtureGaussianHMM, NotConverged, PoissonHMM, StudentTHMM
 
 ROOT = Path(__file__).parents[1]
 K = 3
@@ -211,6 +212,37 @@ def test_the_earthquakes_have_their_published_fit(num_states, best, rates, trans
     order = model.rates[:, 0].argsort()
     np.testing.assert_allclose(model.rates[order, 0].detach(), rates, atol=2e-3)
     np.testing.assert_allclose(model.log_transition.exp()[order][:, order].detach(), transition, atol=2e-4)
+
+
+def test_student_t_learns_what_scipy_fits():
+    """One state: the maximum-likelihood location, scale and degrees of freedom."""
+    rng = np.random.default_rng(5)
+    x = 3.0 + 2.0 * rng.standard_t(4.0, size=4000)
+    model = StudentTHMM(1, 1).double()
+    report = model.fit(torch.from_numpy(x)[:, None], num_iterations=1000, tolerance=1e-9)
+    degrees, location, scale = scipy.stats.t.fit(x)
+    best = scipy.stats.t.logpdf(x, degrees, location, scale).sum()
+    assert report.log_likelihood == pytest.approx(best, abs=1e-3)
+    assert model.means.item() == pytest.approx(location, abs=1e-2)
+    assert model.covariances.item() ** 0.5 == pytest.approx(scale, rel=1e-2)
+    assert model.degrees_of_freedom.item() == pytest.approx(degrees, rel=2e-2)
+
+
+def test_outliers_move_a_student_t_little():
+    _, data = small()
+    robust = StudentTHMM(K, 2).double()
+    robust.initialize_from_data(torch.cat(data))
+    before = robust.means.detach().clone()
+    spoiled = [x.clone() for x in data]
+    spoiled[0][3] = 1e4
+    robust.fit(spoiled, init="keep", num_iterations=50, tolerance=0)
+    assert (robust.means - before).abs().max() < 3.0
+
+
+def test_samples_of_a_student_t_have_its_tails():
+    model = StudentTHMM(1, 2, means=[[1.0, -1.0]], degrees_of_freedom=[3.0]).double()
+    _, x = model.sample(20_000, generator=torch.Generator().manual_seed(0))
+    assert scipy.stats.kstest(x[:, 0].numpy() - 1.0, scipy.stats.t(3.0).cdf).pvalue > 1e-3
 
 
 # What is learned from
@@ -516,6 +548,7 @@ def test_modules_have_a_fit():
         (pytorch_hmm.BernoulliHMM(2), torch.tensor([0, 0, 1, 1, 1])[:, None]),
         (pytorch_hmm.CategoricalHMM(2, 3), torch.tensor([0, 1, 2, 2, 1])),
         (pytorch_hmm.MixtureGaussianHMM(2, 1, 2), torch.randn(30, 1)),
+        (pytorch_hmm.StudentTHMM(2, 1), torch.randn(30, 1)),
     ):
         report = model.fit(x, num_iterations=3, tolerance=0, generator=torch.Generator().manual_seed(0))
         assert np.all(np.diff(report.history) >= -1e-6)

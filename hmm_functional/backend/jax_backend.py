@@ -75,6 +75,9 @@ class JaxBackend:
     def log_gamma(self, x: Array) -> Array:
         return jax.scipy.special.gammaln(x)
 
+    def digamma(self, x: Array) -> Array:
+        return jax.scipy.special.digamma(x)
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         top = jnp.max(jax.lax.stop_gradient(x), axis=axis, keepdims=True)
         return jnp.maximum(top, np.finfo(x.dtype).min)

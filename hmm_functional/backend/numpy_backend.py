@@ -82,6 +82,11 @@ class NumpyBackend:
 
         return self.xp.asarray(gammaln(np.asarray(x)))
 
+    def digamma(self, x: Array) -> Array:
+        from scipy.special import digamma
+
+        return self.xp.asarray(digamma(np.asarray(x)))
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         return self.xp.clip(self.xp.max(x, axis=axis, keepdims=True), min=self.xp.finfo(x.dtype).min)
 

@@ -73,6 +73,9 @@ class Backend(Protocol):
     def log_gamma(self, x: Array) -> Array:
         """log of the gamma function of positive numbers."""
 
+    def digamma(self, x: Array) -> Array:
+        """The derivative of `log_gamma`, as a value."""
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         """The maximum along `axis` (kept) as a constant; the lowest finite number where that is -inf."""
 

@@ -94,6 +94,9 @@ class TorchBackend:
     def log_gamma(self, x: Array) -> Array:
         return torch.lgamma(x)
 
+    def digamma(self, x: Array) -> Array:
+        return torch.digamma(x)
+
     def pivot(self, x: Array, axis: int | tuple[int, ...]) -> Array:
         return x.detach().amax(axis, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 

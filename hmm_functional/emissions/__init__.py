@@ -6,6 +6,7 @@ from .gaussian import Gaussian, GaussianParameters, gaussian_log_prob
 from .mixture import GaussianMixture, MixtureParameters, gmm_log_likelihood
 from .moments import GaussianPrior
 from .poisson import Poisson, PoissonParameters, poisson_log_prob
+from .student_t import StudentT, StudentTParameters, student_t_log_prob
 
 __all__ = [
     "Bernoulli",
@@ -19,9 +20,12 @@ __all__ = [
     "MixtureParameters",
     "Poisson",
     "PoissonParameters",
+    "StudentT",
+    "StudentTParameters",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "gaussian_log_prob",
     "gmm_log_likelihood",
     "poisson_log_prob",
+    "student_t_log_prob",
 ]

@@ -153,12 +153,14 @@ def maximize_gaussians(
     *,
     floor: Any = 0.0,
     prior: GaussianPrior | None = None,
+    frames: Array | None = None,
 ) -> tuple[Array, Array]:
     """Means (C, D) and covariances of highest expected log-density (and prior), from moments about `centre_of(means)`.
 
     Args:
         means, covariances: the parameters before, which Gaussians without weight keep.
         floor: the least variance, a number or (D,); a matrix less the diagonal matrix of these stays semi-definite.
+        frames: (C,), what sums of squares are divided by, where that is not the counts.
     """
     backend = backend_of(means=means, covariances=covariances)
     xp = backend.xp
@@ -180,6 +182,7 @@ def maximize_gaussians(
         added = prior.mean_weight * gaps[:, :, None] * gaps[:, None, :] - taken
     else:
         added = prior.mean_weight * gaps * gaps - (2 * sums - n[:, None] * offset) * offset
+    n = n if frames is None else frames
     if covariance_type == "tied" or covariance_type == "tied_diag":
         scatter, total = squares + xp.sum(added, axis=0) + scale, xp.sum(n) + own * count + extra
     elif covariance_type == "spherical":

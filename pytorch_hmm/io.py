@@ -1,0 +1,89 @@
+"""Models in files: safetensors, with what builds the module as JSON in the header. No code is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
+
+if TYPE_CHECKING:
+    from .hmm import BaseHMM
+
+FORMAT = "pytorch-hmm 1"
+
+
+def save(model: BaseHMM, path: str | os.PathLike[str]) -> None:
+    """Write a model to `path`; an interrupted save leaves the file that was there.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "model": json.dumps({"class": type(model).__name__, "arguments": model._arguments()}),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    content = serialized(tensors, header)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def load(path: str | os.PathLike[str], base: type[BaseHMM], device: Any = "cpu") -> Any:
+    """The model that `save` wrote to `path`.
+
+    Args:
+        base: what the model has to be.
+
+    Raises:
+        OSError: there is no such file. ValueError: it is not a whole file of `save`, or holds another model.
+    """
+    path = Path(path)
+    with open(path, "rb"):
+        pass  # the error of a missing file is Python's own
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a file that save wrote, this one is damaged or something else: {error}"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a model in the format {FORMAT!r}, got {header.get('format')!r}")
+    try:
+        described = json.loads(header["model"])
+        name, arguments = described["class"], described["arguments"]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: expected a description of the model in the header, got none: {error}") from None
+    known = {cls.__name__: cls for cls in _classes(base)}
+    if name not in known:
+        raise ValueError(f"{path}: expected {' or '.join(sorted(known))}, got {name}")
+    try:
+        model = known[name](**arguments)
+        model.to(device=device, dtype=tensors["initial_distribution.logits"].dtype)
+        model.load_state_dict(tensors)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path}: its tensors and its description do not fit each other: {error}") from None
+    return model
+
+
+def _classes(base: type[BaseHMM]) -> list[type[BaseHMM]]:
+    """The class and all below it."""
+    found = [base]
+    for cls in base.__subclasses__():
+        found += _classes(cls)
+    return found
