@@ -123,6 +123,8 @@ class Unpacked:
 
     def fused(self) -> tuple[Fused, MessageCall] | None:
         """Whole quantities from the kernel that serves this chain, if it has them, and the call they take."""
+        if self.backend.form((*self.extras, *self.saved)) is None:
+            return None
         theta = (*self.theta[:-2], self.emission, self.final)
         lengths = self.lengths if self.spec.is_ragged else None
         return _fused(self.backend, self.structure, theta, lengths, self.spec.kernel)

@@ -102,7 +102,7 @@ class NumpyBackend:
         return self.xp.astype(self.xp.asarray(rng.random(shape)), like.dtype)
 
     def form(self, arrays: Sequence[Any]) -> Any:
-        if self.name != "numpy" or any(type(x) is not np.ndarray or not x.dtype.isnative for x in arrays):
+        if self.name != "numpy" or not all(type(x) is np.ndarray and x.dtype.isnative for x in arrays):
             return None
         return tuple((x.shape, x.strides, x.dtype) for x in arrays)
 

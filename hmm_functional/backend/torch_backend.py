@@ -48,7 +48,7 @@ class TorchBackend:
         return x.detach().cpu().numpy()
 
     def is_traced(self, *arrays: Array) -> bool:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return True
         return any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays)
 
@@ -74,7 +74,7 @@ class TorchBackend:
         return torch.utils.checkpoint.checkpoint(function, *arrays, use_reentrant=False)
 
     def shortcut(self, fast: Callable[..., Array], function: Callable[..., Array], *arrays: Array) -> Array:
-        if self.is_traced(*arrays) or _forward_mode_is_on():
+        if self.is_traced(*arrays) or _forward_mode_is_on() or _is_transforming():
             return function(*arrays)
         if not _needs_derivative(arrays):
             return fast(*arrays)
@@ -110,13 +110,15 @@ class TorchBackend:
         return drawn.to(like.device)
 
     def form(self, arrays: Sequence[Any]) -> Any:
-        if torch.compiler.is_compiling() or _forward_mode_is_on():
+        if self.is_traced() or _forward_mode_is_on() or torch._C._get_tracing_state() is not None:
             return None
-        is_grad, found = torch.is_grad_enabled(), []
+        functorch, is_grad, found = torch._C._functorch, torch.is_grad_enabled(), []
         for x in arrays:
-            if not (type(x) is Tensor or type(x) is torch.nn.Parameter) or not x.is_cpu:
+            if not (type(x) is Tensor or type(x) is torch.nn.Parameter) or not x.is_cpu or x.is_neg():
                 return None
-            if (is_grad and x.requires_grad) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+            if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
+                return None
+            if is_grad and x.requires_grad:
                 return None
             found.append((x.shape, x.stride(), x.dtype))
         return tuple(found)
@@ -133,7 +135,7 @@ class TorchBackend:
 
     def _is_plain(self, arrays: Sequence[Tensor]) -> bool:
         """Whether nothing but reverse mode looks on."""
-        if self.is_traced(*arrays) or _forward_mode_is_on() or torch._C._len_torch_dispatch_stack():
+        if self.is_traced(*arrays) or _forward_mode_is_on() or _is_transforming():
             return False
         return all(type(x) is Tensor or type(x) is torch.nn.Parameter for x in arrays)
 
@@ -173,6 +175,11 @@ def _needs_derivative(arrays: Sequence[Tensor]) -> bool:
     if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
         return True
     return _forward_mode_is_on()
+
+
+def _is_transforming() -> bool:
+    """Whether a transform of torch.func is active, whatever it maps over."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _forward_mode_is_on() -> bool:

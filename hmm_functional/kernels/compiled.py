@@ -48,6 +48,16 @@ class Entry:
 _unused = np.zeros(2, np.int64)  # where Numba's convention returns a value and an exception
 _RESULT, _PROBLEM = _unused.ctypes.data, _unused.ctypes.data + 8
 
+
+def _after_fork() -> None:
+    """A thread that held the lock is not in the child."""
+    global _lock
+    _lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 _logger = logging.getLogger("hmm_functional")
 _lock = RLock()
 _entries: dict[tuple[Any, ...], Entry] = {}

@@ -153,7 +153,7 @@ def _statistics_of_halves(
         one = cut.which
         early, late = messages[one, cut.middle - 1], messages[one, cut.middle]
         if has_counts:
-            between.append(halves.pairs_between(cut, early, late) * host(scale)[one.start])
+            between.append(halves.pairs_between(cut, early, late, host(scale)[one.start]))
         for half in halves.go_on(cut, early, late, messages, posteriors):
             half.job.point(layout.GRADIENT_SCALE, scale[one])
             (job,) = half.jobs("backward", True, reverse=True)
@@ -290,8 +290,9 @@ def unsupported(call: MessageCall) -> str | None:
         return f"it has no messages in the {call.semiring.name} semiring"
     if not isinstance(call.structure, Dense | Edges):
         return "it has no low-rank transitions"
-    if not is_readable(call.emission[0]):
-        return "it takes arrays in the memory of the CPU, in the machine's byte order"
+    weights = (part for weight in call.weights for part in weight)
+    if not all(is_readable(x) for x in (*call.emission, *call.initial, *weights)):
+        return "it takes plain float32 or float64 arrays in the memory of the CPU, in the machine's byte order"
     if not compiled.is_available():
         return "Numba is not installed"
     return None

@@ -137,8 +137,11 @@ def _moved(call: MessageCall) -> Array:
     return found
 
 
-def pairs_between(cut: Cut, early: Array, late: Array) -> Any:
-    """Posterior probabilities of the transitions from the early to the late half, shaped as a slot of the weights."""
+def pairs_between(cut: Cut, early: Array, late: Array, scale: Any) -> Any:
+    """Posterior probabilities of the transitions from the early to the late half, times `scale`, as a slot of weights.
+
+    What is impossible stays 0, however large the scale.
+    """
     structure: Any = cut.between.structure
     here, there = (host(x)[0].astype(np.float64) for x in (early, late))
     weights = host(cut.between.weights[0][0])[0, 0]
@@ -148,7 +151,7 @@ def pairs_between(cut: Cut, early: Array, late: Array) -> Any:
         sources, targets = (host(x) for x in structure.tables[:2])
         scores = here[sources] + weights + there[targets]
     top = scores.max()
-    if not top > -np.inf:
+    if top == -np.inf:
         return np.zeros_like(scores)
     found = np.exp(scores - top)
-    return found / found.sum()
+    return found / found.sum() * np.where(found == 0, 0.0, scale)

@@ -17,11 +17,18 @@ _NAMES = {"f32": "float32", "f64": "float64", "i64": "int64"}
 
 
 def is_readable(x: Array) -> bool:
-    """Whether compiled kernels can read `x` where it lies."""
+    """Whether compiled kernels can read `x` where it lies: float32 or float64 in the memory of the CPU."""
     if isinstance(x, np.ndarray):
-        return bool(x.dtype.isnative)
+        size = x.itemsize
+        return x.dtype in (np.float32, np.float64) and x.dtype.isnative and not any(s % size for s in x.strides)
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor) and x.device.type == "cpu"
+    if torch is None or not (type(x) is torch.Tensor or type(x) is torch.nn.Parameter) or not x.is_cpu:
+        return False  # other classes may have no storage, or keep it elsewhere
+    if x.is_neg() or torch._C._functorch.is_legacy_batchedtensor(x):
+        return False
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace would not see what is done
+        return False
+    return x.dtype is torch.float32 or x.dtype is torch.float64
 
 
 def address(x: Array) -> int:
@@ -51,7 +58,7 @@ def empty_like(x: Array, shape: tuple[int, ...], kind: str) -> Array:
     torch = sys.modules["torch"]
     if prod(shape) >= LARGE:  # NumPy asks for huge pages, of which fewer have to be mapped
         return torch.from_numpy(np.empty(shape, _NAMES[kind]))
-    return torch.empty(shape, dtype=getattr(torch, _NAMES[kind]))
+    return torch.empty(shape, dtype=getattr(torch, _NAMES[kind]), device="cpu")
 
 
 def contiguous(x: Array) -> Array:

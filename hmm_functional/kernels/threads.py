@@ -72,15 +72,30 @@ def _make(calls: Calls, number: int) -> None:
 def _run_on_helpers(calls: Calls, count: int) -> None:
     """Threads that call at once do not share helpers: each takes idle ones, or starts some."""
     helpers: list[_Helper] = []
+    try:
+        while len(helpers) < count - 1:
+            helpers.append(_idle.pop() if _idle else _Helper())
+    except (IndexError, RuntimeError):  # taken meanwhile, or the system has no more: fewer will do
+        pass
+    except BaseException:
+        _idle.extend(helpers)
+        raise
     done: SimpleQueue[None] = SimpleQueue()
-    for number in range(1, count):
+    waiting, interrupted = 0, None
+    # whatever a signal's handler raises, nothing may be given back to the caller while a helper still writes to it
+    try:
+        for number, helper in enumerate(helpers, 1):
+            waiting += 1
+            helper.jobs.put((calls, number, done))
+        _make(calls, 0)
+    except BaseException as error:
+        interrupted = error
+    while waiting:
         try:
-            helper = _idle.pop()
-        except IndexError:
-            helper = _Helper()
-        helpers.append(helper)
-        helper.jobs.put((calls, number, done))
-    _make(calls, 0)
-    for _ in helpers:
-        done.get()
+            done.get()
+            waiting -= 1
+        except BaseException as error:
+            interrupted = error
     _idle.extend(helpers)
+    if interrupted is not None:
+        raise interrupted
