@@ -15,7 +15,7 @@ from math import inf
 from typing import Any, NamedTuple, Protocol, cast
 
 from .arrays import chain_arrays, fused
-from .backend import Array, backend_of
+from .backend import Array, backend_of, find_backend
 from .chain import Chain, chain_of
 from .decode import viterbi
 from .edges import Edges, on_device
@@ -129,6 +129,10 @@ def expected_statistics(
         raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
     posteriors = chain.unflatten(posteriors)
     observed = posteriors if is_observed is None else xp.where(is_observed[..., None], posteriors, 0.0)
+    # what is not read may be anything, and is made nothing
+    is_read = xp.sum(observed, axis=-1) > 0
+    is_read = xp.reshape(is_read, (*is_read.shape, *[1] * (observations.ndim - is_read.ndim)))
+    observations = xp.where(is_read, observations, xp.zeros_like(observations))
     if method == "em":
         counts = own_shape(backend, parameters.log_transition, counts)
     total = xp.sum(wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale))
@@ -186,6 +190,7 @@ def maximize(
         priors: of the chain; those of the emissions belong to the family.
     """
     priors = Priors() if priors is None else priors
+    need_concentrations(priors, parameters.log_initial.shape[-1])
     log_initial, log_transition, emission = parameters
     backend = backend_of(log_initial=log_initial)
     return HMMParameters(
@@ -193,6 +198,20 @@ def maximize(
         _maximize_transition(statistics.transitions, log_transition, priors.transition),
         family.m_step(statistics.emission, emission),
     )
+
+
+def need_concentrations(priors: Priors, num_states: int) -> None:
+    """Numbers, or arrays of the shape of what they are for, of at least 1: only then has the density a mode."""
+    for name, value, rank in (("initial", priors.initial, 1), ("transition", priors.transition, 2)):
+        shape = tuple(getattr(value, "shape", ()))
+        if shape and shape != (num_states,) * rank:
+            raise ValueError(f"priors.{name}: expected a number or shape {(num_states,) * rank}, got {shape}")
+        if isinstance(value, list | tuple | dict | str) or value is None:
+            raise TypeError(f"priors.{name}: expected a number or an array, got {type(value).__name__}")
+        backend = find_backend(value)
+        least = value if backend is None else value.min()
+        if (backend is None or not backend.is_traced(value)) and not least >= 1:
+            raise ValueError(f"priors.{name}: expected concentrations of at least 1, got {float(least):.6g}")
 
 
 def _maximize_transition(counts: Any, log_transition: Any, concentration: Any) -> Any:

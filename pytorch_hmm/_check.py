@@ -11,6 +11,7 @@ from torch import Tensor
 from hmm_functional.backend import backend_named
 
 _TOLERANCE = 1e-5
+_UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def is_traced(*tensors: Tensor) -> bool:
@@ -140,7 +141,7 @@ def first(mask: Tensor) -> tuple[int, ...]:
 def _is_inside(x: Tensor, support: tuple[float | None, float | None]) -> Tensor:
     low, high = support
     is_inside = ~x.isnan()
-    if low is not None:
+    if low is not None and not (low < 0 and x.dtype in _UNSIGNED):  # where -1 would wrap round
         is_inside &= x > low
     if high is not None:
         is_inside &= x < high

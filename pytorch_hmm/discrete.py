@@ -81,7 +81,7 @@ class CategoricalHMM(EmissionHMM):
     def _num_emission_parameters(self) -> int:
         return self.symbol_distribution.num_free()
 
-    def _family(self, variance_floor: float, prior: Any) -> Categorical:
+    def _family(self, variance_floor: Any, prior: Any) -> Categorical:
         return Categorical(1.0 if prior is None else prior)
 
     def _emission_parameters(self) -> CategoricalParameters:
@@ -102,7 +102,10 @@ class CategoricalHMM(EmissionHMM):
 
     def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
         cells = torch.bincount(states * self.num_symbols + frames, minlength=self.num_states * self.num_symbols)
-        weights = (cells.reshape(self.num_states, -1) + 1.0) * self.symbol_distribution.is_possible
+        # states that emit nearly the same stay on a plateau, where EM gains less than any tolerance
+        chance = torch.empty(self.num_states, self.num_symbols, dtype=torch.float64, device=rng.device)
+        chance = chance.exponential_(generator=rng).to(cells.device)
+        weights = (cells.reshape(self.num_states, -1) + 1.0) * chance * self.symbol_distribution.is_possible
         self.log_probs = (weights / weights.sum(-1, keepdim=True)).log()
 
 
@@ -186,7 +189,7 @@ class PoissonHMM(_FeaturesHMM):
     def _emission_log_prob(self, x: Tensor) -> Tensor:
         return hf.poisson_log_prob(x, self.rates)  # type: ignore[no-any-return]
 
-    def _family(self, variance_floor: float, prior: Any) -> Poisson:
+    def _family(self, variance_floor: Any, prior: Any) -> Poisson:
         return Poisson() if prior is None else Poisson(*prior)
 
     def _emission_parameters(self) -> PoissonParameters:
@@ -248,7 +251,7 @@ class BernoulliHMM(_FeaturesHMM):
     def _emission_log_prob(self, x: Tensor) -> Tensor:
         return hf.bernoulli_log_prob(x, self.probs)  # type: ignore[no-any-return]
 
-    def _family(self, variance_floor: float, prior: Any) -> Bernoulli:
+    def _family(self, variance_floor: Any, prior: Any) -> Bernoulli:
         return Bernoulli() if prior is None else Bernoulli(*prior)
 
     def _emission_parameters(self) -> BernoulliParameters:

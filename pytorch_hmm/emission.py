@@ -14,7 +14,7 @@ from hmm_functional.learning import Priors
 
 from .fit import Callback, FitReport, Init, Method, fit
 from .hmm import BaseHMM
-from .initialize import count_transitions, kmeans, uniform_segments
+from .initialize import count_transitions, kmeans, nearest, uniform_segments
 from .parametrize import full_precision
 
 
@@ -44,7 +44,14 @@ class EmissionHMM(BaseHMM):
         return states, self._sample_observations(states, torch.default_generator if generator is None else generator)
 
     @torch.no_grad()
-    def initialize_from_data(self, x: Tensor, lengths: Any = None, *, generator: torch.Generator | None = None) -> Self:
+    def initialize_from_data(
+        self,
+        x: Tensor,
+        lengths: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Self:
         """Set all parameters from observations, as a start for learning.
 
         Frames are given to states by cutting each sequence into equal parts where the transitions only go forward
@@ -55,14 +62,20 @@ class EmissionHMM(BaseHMM):
             x: (..., T, *frame_shape); unobserved frames and padding are left out.
             lengths: (...) integers 1..T.
             generator: source of randomness; default torch's global one.
+            labels: (..., T) integers, the state where it is known, else -1; clusters are numbered to agree with them.
 
         Returns:
             The module itself.
         """
-        return self._initialize(x, lengths, generator, self._label)
+        return self._initialize(x, lengths, generator, self._label, labels)
 
     def _initialize(
-        self, x: Tensor, lengths: Any, generator: torch.Generator | None, label: Callable[..., Tensor]
+        self,
+        x: Tensor,
+        lengths: Any,
+        generator: torch.Generator | None,
+        label: Callable[..., Tensor],
+        labels: Tensor | None = None,
     ) -> Self:
         x, lengths, is_missing = self._prepare(x, lengths)
         rng = torch.default_generator if generator is None else generator
@@ -81,6 +94,10 @@ class EmissionHMM(BaseHMM):
         else:
             states = torch.zeros_like(steps)
             states[is_read] = label(x[is_read], rng)
+            if labels is not None:
+                states = _renamed(states, labels, self.num_states)
+        if labels is not None:
+            states = labels.where(labels >= 0, states)
         states = states.where(is_read, -1)
         if self.learnable:
             first, moves = count_transitions(states.reshape(-1, shape[-1]), self.num_states)
@@ -95,9 +112,16 @@ class EmissionHMM(BaseHMM):
         return kmeans(frames, self.num_states, rng)
 
     @torch.no_grad()
-    def initialize_randomly(self, x: Tensor, lengths: Any = None, *, generator: torch.Generator | None = None) -> Self:
+    def initialize_randomly(
+        self,
+        x: Tensor,
+        lengths: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Self:
         """The same from frames given to states by chance: a start that differs from one time to the next."""
-        return self._initialize(x, lengths, generator, self._label_by_chance)
+        return self._initialize(x, lengths, generator, self._label_by_chance, labels)
 
     def fit(
         self,
@@ -112,7 +136,7 @@ class EmissionHMM(BaseHMM):
         sample_weights: Any = None,
         labels: Any = None,
         priors: Priors | None = None,
-        variance_floor: float | None = None,
+        variance_floor: Any = None,
         frozen: Collection[str] = (),
         learning_rate: float | None = None,
         callbacks: Sequence[Callback] = (),
@@ -137,8 +161,8 @@ class EmissionHMM(BaseHMM):
             priors: Dirichlet priors of the chain, and in `emission` that of the emissions: a `GaussianPrior` for
                 Gaussians and mixtures, concentrations for symbols, (shape, rate) of a gamma distribution for Poisson
                 rates, (ones, zeros) of a beta distribution for Bernoulli probabilities. Default none.
-            variance_floor: least variance of Gaussians; default a millionth of the mean variance of the starting data,
-                which holds back nothing but components that collapse onto single frames.
+            variance_floor: least variance of Gaussians, a number or (D,); default a millionth of each feature's
+                variance in the starting data, which holds back nothing but components that collapse onto single frames.
             frozen: names of parameters that stay as they are, such as "means" or "log_transition".
             learning_rate: of Adam, default 0.05; for "stepwise" the power of its steps (n + 2)^-power, default 0.7.
             callbacks: called with `Progress` after each iteration; one that returns False stops.
@@ -198,10 +222,16 @@ class EmissionHMM(BaseHMM):
 
     def _label_by_chance(self, frames: Tensor, rng: torch.Generator) -> Tensor:
         """A state for each of the frames: that of the nearest of K frames drawn by chance."""
-        return torch.randint(self.num_states, frames.shape[:1], generator=rng, device=rng.device).to(frames.device)
+        chosen = torch.randperm(len(frames), generator=rng, device=rng.device)[: self.num_states].to(frames.device)
+        if frames.ndim == 1 or len(chosen) < self.num_states:
+            return torch.randint(self.num_states, frames.shape[:1], generator=rng, device=rng.device).to(frames.device)
+        points = frames.double()
+        deviations = points.std(0, correction=0)
+        points = points / deviations.where(deviations > 0, 1.0)
+        return nearest(points, points[chosen])
 
     @abstractmethod
-    def _family(self, variance_floor: float, prior: Any) -> Any:
+    def _family(self, variance_floor: Any, prior: Any) -> Any:
         """The emission family that learning uses; `prior` is None or what its class takes."""
         raise NotImplementedError
 
@@ -209,6 +239,10 @@ class EmissionHMM(BaseHMM):
     def _emission_parameters(self) -> Any:
         """The family's parameters, a NamedTuple whose fields are properties of the module."""
         raise NotImplementedError
+
+    def _storable(self, name: str, value: Tensor) -> Tensor:
+        """A parameter of the family as the module can hold it."""
+        return value
 
     def _weights(self) -> dict[str, nn.Parameter]:
         """The module's free parameters, by the names of the properties they make."""
@@ -223,3 +257,16 @@ class EmissionHMM(BaseHMM):
     def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
         """Set the emission parameters from frames (N, *frame_shape) and their states (N,)."""
         raise NotImplementedError
+
+
+def _renamed(states: Tensor, labels: Tensor, num_states: int) -> Tensor:
+    """States numbered so that as many frames as can be agree with their labels.
+
+    References: Kuhn 1955 (the assignment), by scipy.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    is_known = (labels >= 0) & (states >= 0)
+    pairs = torch.bincount(states[is_known] * num_states + labels[is_known], minlength=num_states**2)
+    _, names = linear_sum_assignment(-pairs.reshape(num_states, num_states).cpu().numpy())
+    return torch.as_tensor(names, device=states.device)[states]

@@ -16,7 +16,7 @@ from hmm_functional import learning
 from hmm_functional._check import need_count
 from hmm_functional.learning import HMMParameters, Priors, Statistics
 
-from ._check import first, need_frames
+from ._check import first, lengths_like, need_frames
 
 if TYPE_CHECKING:
     from .emission import EmissionHMM
@@ -25,7 +25,7 @@ Method = Literal["em", "gradient", "viterbi", "stepwise"]
 Init = Literal["kmeans", "random", "keep"]
 
 LEAST_SHARE = 1e-6
-"""Of the data's mean variance, the least variance of a Gaussian unless another is given."""
+"""Of each feature's variance, the least variance of a Gaussian unless another is given."""
 LARGEST_BATCH = 2**22
 """Numbers of observations that a list of sequences is padded to batches of."""
 
@@ -94,7 +94,7 @@ def fit(
     sample_weights: Any = None,
     labels: Any = None,
     priors: Priors | None = None,
-    variance_floor: float | None = None,
+    variance_floor: Any = None,
     frozen: Collection[str] = (),
     learning_rate: float | None = None,
     callbacks: Sequence[Callback] = (),
@@ -115,12 +115,16 @@ def fit(
     known_names = tuple(model._weights())
     if isinstance(frozen, str) or not set(frozen) <= set(known_names):
         raise ValueError(f"frozen: expected some of {', '.join(map(repr, known_names))}, got {frozen!r}")
+    if priors is not None:
+        learning.need_concentrations(priors, model.num_states)
     source = Source(model, data, lengths, sample_weights, labels)
     best: tuple[FitReport, dict[str, Any]] | None = None
     ends = []
     for _ in range(num_restarts):
         if init != "keep":
+            held = _held(model, frozen)
             _start(model, source, init, generator)
+            model.load_state_dict(held, strict=False)
         _as_the_first(model)
         run = _Run(model, source, num_iterations, tolerance, priors, variance_floor, frozen, callbacks, progress)
         if method == "gradient":
@@ -165,7 +169,7 @@ class Source:
             if labels is not None and (not isinstance(labels, Tensor) or tuple(labels.shape) != shape):
                 raise ValueError(f"labels: expected an integer tensor of shape {shape}, a state or -1 for each frame")
             self._batches = [self._checked(data, lengths, weights, labels)]
-        elif isinstance(data, list | tuple):
+        elif isinstance(data, list | tuple) and not any(isinstance(item, tuple) for item in data):
             if lengths is not None:
                 raise ValueError("lengths: expected None with a list of sequences, which have lengths of their own")
             self._batches = self._of_list(data, weights, labels)
@@ -197,36 +201,50 @@ class Source:
         if not count:
             raise ValueError("data: expected at least one batch, got none")
 
-    def frames(self) -> Iterator[Tensor]:
-        """The sequences without padding, (T_i, *frame), of as many batches as LARGEST_BATCH holds."""
+    def sequences(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Sequences without padding, (T_i, *frame), and their labels, of as many batches as LARGEST_BATCH holds."""
         size = 0
         for batch in self:
             shape = batch.x.shape[: batch.x.ndim - self._rank]
             flat = batch.x.reshape(-1, *batch.x.shape[len(shape) - 1 :])
-            ends = torch.full((len(flat),), shape[-1]) if batch.lengths is None else batch.lengths.reshape(-1)
-            yield from (x[: int(end)] for x, end in zip(flat, ends, strict=True))
+            labels = None if batch.labels is None else batch.labels.reshape(-1, shape[-1])
+            ends = [shape[-1]] * len(flat) if batch.lengths is None else batch.lengths.reshape(-1).tolist()
+            for i, end in enumerate(ends):
+                yield flat[i, :end], None if labels is None else labels[i, :end]
             size += batch.x.numel()
             if size > LARGEST_BATCH:
                 return
 
-    def mean_variance(self) -> float:
-        """Of the features of those frames, each about its mean; 0 for symbols."""
+    def frames(self) -> Iterator[Tensor]:
+        """The same sequences alone."""
+        return (x for x, _ in self.sequences())
+
+    def least_variances(self) -> Tensor | float:
+        """LEAST_SHARE of the features' variances (D,) in those frames; a constant feature counts as the mean one."""
         if self._rank == 0:
             return 0.0
         frames = torch.cat(list(self.frames())).double()
         frames = frames[~frames.isnan().any(-1)]
         count = _sum_of_processes(torch.tensor(float(len(frames)), device=frames.device, dtype=frames.dtype))
         mean = _sum_of_processes(frames.sum(0)) / count.clamp_min(1.0)
-        return float((_sum_of_processes((frames - mean).square().sum(0)) / count.clamp_min(1.0)).mean())
+        variances = _sum_of_processes((frames - mean).square().sum(0)) / count.clamp_min(1.0)
+        # rounding of the data themselves is no variance
+        is_some = variances > (1e-7 * mean).square()
+        others = variances[is_some].mean() if is_some.any() else variances.new_ones(())
+        return LEAST_SHARE * variances.where(is_some, others)
 
     def _checked(self, x: Any, lengths: Any, weights: Tensor | None, labels: Tensor | None) -> Batch:
         need_frames("data", x, self._model.frame_shape)
         if labels is not None:
             num_states = self._model.num_states
+            if lengths is not None:  # what padding holds is not read
+                steps = torch.arange(labels.shape[-1], device=labels.device)
+                labels = labels.where(steps < torch.as_tensor(lengths, device=labels.device)[..., None], -1)
             if labels.is_floating_point() or bool(((labels < -1) | (labels >= num_states)).any()):
                 raise ValueError(f"labels: expected integers, states 0..{num_states - 1} or -1 where unknown")
         if lengths is not None:
-            lengths = torch.as_tensor(lengths)
+            shape = tuple(x.shape[: x.ndim - self._rank])
+            lengths = lengths_like(lengths, x, shape[:-1], shape[-1])
         return Batch(x, lengths, weights, labels)
 
     def _weights(self, weights: Any, shape: tuple[int, ...]) -> Tensor:
@@ -237,6 +255,8 @@ class Source:
         if is_bad.any():
             at = first(is_bad)
             raise ValueError(f"sample_weights: expected numbers from 0, got {float(found[at])} at {at}")
+        if not found.any():
+            raise ValueError("sample_weights: expected one above 0 at least, got zeros alone")
         return found
 
     def _of_list(self, data: Sequence[Any], weights: Any, labels: Any) -> list[Batch]:
@@ -271,15 +291,25 @@ class Source:
         return found
 
 
+def _held(model: EmissionHMM, frozen: Collection[str]) -> dict[str, Tensor]:
+    """The part of the model's state that belongs to frozen parameters."""
+    ours = {id(weight) for name, weight in model._weights().items() if name in frozen}
+    names = [name for name, weight in model.named_parameters() if id(weight) in ours]
+    owners = tuple(name.rpartition(".")[0] + "." for name in names if "." in name)
+    state = model.state_dict()
+    return {key: value.clone() for key, value in state.items() if key in names or key.startswith(owners)}
+
+
 def _start(model: EmissionHMM, source: Source, init: Init, generator: torch.Generator | None) -> None:
     """Parameters to start from, of the batches that fit into LARGEST_BATCH together."""
-    frames = list(source.frames())
-    lengths = torch.tensor([len(x) for x in frames])
-    x = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
-    if init == "kmeans":
-        model.initialize_from_data(x, lengths, generator=generator)
-    else:
-        model.initialize_randomly(x, lengths, generator=generator)
+    sequences = list(source.sequences())
+    pad = torch.nn.utils.rnn.pad_sequence
+    x, lengths = pad([x for x, _ in sequences], batch_first=True), torch.tensor([len(x) for x, _ in sequences])
+    labels = None
+    if any(y is not None for _, y in sequences):
+        labels = pad([y for _, y in sequences if y is not None], batch_first=True, padding_value=-1)
+    begin = model.initialize_from_data if init == "kmeans" else model.initialize_randomly
+    begin(x, lengths.to(x.device), generator=generator, labels=labels)
 
 
 class _Run:
@@ -292,7 +322,7 @@ class _Run:
         num_iterations: int,
         tolerance: float,
         priors: Priors | None,
-        variance_floor: float | None,
+        variance_floor: Any,
         frozen: Collection[str],
         callbacks: Sequence[Callback],
         progress: bool,
@@ -302,7 +332,7 @@ class _Run:
         self._priors, self._callbacks = priors, callbacks
         self._frozen = {*frozen, *(() if model.learnable else ("log_initial", "log_transition"))}
         if variance_floor is None:
-            variance_floor = LEAST_SHARE * source.mean_variance()
+            variance_floor = source.least_variances()
         self._family = model._family(variance_floor, None if priors is None else priors.emission)
         self._bar = _bar(num_iterations) if progress else None
         self._occupied: Tensor | None = None
@@ -310,7 +340,7 @@ class _Run:
     @torch.no_grad()
     def by_em(self, method: str) -> tuple[list[float], str]:
         """Each iteration an E-step over all data and an M-step."""
-        parameters, history, stopped = self._parameters(), [], "num_iterations"
+        parameters, history, stopped = self._begin(), [], "num_iterations"
         for iteration in range(self._num_iterations + 1):
             is_last = iteration == self._num_iterations
             statistics = self._statistics(parameters, method)
@@ -326,6 +356,9 @@ class _Run:
                 history.append(self._objective(self._statistics(parameters, method).log_likelihood, parameters))
                 stopped = "callback"
                 break
+        if self._is_rounded(parameters):  # what the module holds is not what was computed with
+            parameters = self._parameters()
+            history[-1] = self._objective(self._statistics(parameters, method).log_likelihood, parameters)
         return history, stopped
 
     @torch.no_grad()
@@ -333,7 +366,7 @@ class _Run:
         """An M-step after each batch, from running statistics; an iteration is a pass over the batches."""
         if not 0.5 < power <= 1:
             raise ValueError(f"learning_rate: expected a power above 0.5 and up to 1 for 'stepwise', got {power}")
-        parameters, history, stopped = self._parameters(), [], "num_iterations"
+        parameters, history, stopped = self._begin(), [], "num_iterations"
         running: Statistics | None = None
         num_batches = sum(1 for _ in self._source)
         step = 0
@@ -359,6 +392,7 @@ class _Run:
             if self._tell(iteration, history[-1]):
                 stopped = "callback"
                 break
+        parameters = self._parameters()
         history.append(self._objective(self._statistics(parameters, "em").log_likelihood, parameters))
         return history, stopped
 
@@ -369,9 +403,10 @@ class _Run:
         weights = [p for p in self._model.parameters() if p.requires_grad and id(p) not in held]
         optimiser = torch.optim.Adam(weights, lr=rate)
         history: list[float] = []
-        stopped = "num_iterations"
+        stopped, best, state = "num_iterations", -inf, {}
         for iteration in range(self._num_iterations):
             total = 0.0
+            before = {name: value.clone() for name, value in self._model.state_dict().items()}
             for batch in self._source:
                 optimiser.zero_grad()
                 loss, frames = self._loss(batch)
@@ -384,7 +419,10 @@ class _Run:
                 total -= float(_sum_of_processes(loss.detach().double()))
             with torch.no_grad():
                 history.append(self._objective(torch.tensor(total), self._parameters()))
-            if self._has_converged(history):
+            if history[-1] > best:
+                best, state = history[-1], before
+            # a step too far is no convergence
+            if self._has_converged(history) and history[-1] >= history[-2]:
                 stopped = "converged"
                 break
             if self._tell(iteration, history[-1]):
@@ -392,7 +430,12 @@ class _Run:
                 break
         with torch.no_grad():
             parameters = self._parameters()
-            history.append(self._objective(self._statistics(parameters, "em").log_likelihood, parameters))
+            value = self._objective(self._statistics(parameters, "em").log_likelihood, parameters)
+            if value < best:  # the best of all steps is kept
+                self._model.load_state_dict(state)
+                parameters = self._parameters()
+                value = self._objective(self._statistics(parameters, "em").log_likelihood, parameters)
+            history.append(value)
         return history, stopped
 
     def dead_states(self) -> list[int]:
@@ -408,6 +451,17 @@ class _Run:
         own = type(emission)(*(_wide(x) for x in emission))
         return HMMParameters(_wide(model.log_initial), _wide(model.log_transition), own)
 
+    def _begin(self) -> HMMParameters:
+        """The parameters at hand, variances raised to the floor."""
+        parameters = self._parameters()
+        if "covariances" not in self._frozen and hasattr(self._family, "bounded"):
+            parameters = parameters._replace(emission=self._family.bounded(parameters.emission))
+        return parameters
+
+    def _is_rounded(self, parameters: HMMParameters) -> bool:
+        """Whether the module's dtype holds fewer digits."""
+        return bool(self._model.initial_distribution.logits.dtype != parameters.log_initial.dtype)
+
     def _assign(self, parameters: HMMParameters) -> None:
         model = self._model
         for name in ("log_initial", "log_transition"):
@@ -415,7 +469,7 @@ class _Run:
                 setattr(model, name, getattr(parameters, name))
         for name, value in parameters.emission._asdict().items():
             if name not in self._frozen:
-                setattr(model, name, value)
+                setattr(model, name, model._storable(name, value))
 
     def _maximize(self, statistics: Statistics, parameters: HMMParameters) -> HMMParameters:
         found = learning.maximize(statistics, parameters, self._family, priors=self._priors)

@@ -86,6 +86,9 @@ class BaseGaussianHMM(EmissionHMM):
     def _arguments(self) -> dict[str, Any]:
         return {**super()._arguments(), "obs_dim": self.obs_dim, "covariance_type": self.covariance_type}
 
+    def _storable(self, name: str, value: Tensor) -> Tensor:
+        return self.covariance.nearest(value) if name == "covariances" else value
+
     def _weights(self) -> dict[str, nn.Parameter]:
         return {**super()._weights(), "means": self.location, "covariances": self.covariance.factor}
 
@@ -133,7 +136,7 @@ class GaussianHMM(BaseGaussianHMM):
             x, self.means, self.covariances, covariance_type=self.covariance_type
         )
 
-    def _family(self, variance_floor: float, prior: Any) -> Gaussian:
+    def _family(self, variance_floor: Any, prior: Any) -> Gaussian:
         return Gaussian(self.covariance_type, variance_floor, prior)
 
     def _emission_parameters(self) -> GaussianParameters:
@@ -145,7 +148,7 @@ class GaussianHMM(BaseGaussianHMM):
     def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
         whole = frames.mean(0).expand(self.num_states, -1)
         found = moments(frames, states, whole, self.covariance_type)
-        self.means, self.covariances = found.means, found.covariances
+        self.means, self.covariances = found.means, self.covariance.nearest(found.covariances)
 
 
 class StudentTHMM(BaseGaussianHMM):
@@ -206,7 +209,7 @@ class StudentTHMM(BaseGaussianHMM):
     def _num_emission_parameters(self) -> int:
         return super()._num_emission_parameters() + self.num_states
 
-    def _family(self, variance_floor: float, prior: Any) -> StudentT:
+    def _family(self, variance_floor: Any, prior: Any) -> StudentT:
         if prior is not None:
             raise ValueError("priors: expected no prior of Student t emissions")
         return StudentT(self.covariance_type, variance_floor)
@@ -226,4 +229,4 @@ class StudentTHMM(BaseGaussianHMM):
     def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
         whole = frames.mean(0).expand(self.num_states, -1)
         found = moments(frames, states, whole, self.covariance_type)
-        self.means, self.covariances = found.means, found.covariances
+        self.means, self.covariances = found.means, self.covariance.nearest(found.covariances)

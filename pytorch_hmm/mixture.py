@@ -81,7 +81,7 @@ class MixtureGaussianHMM(BaseGaussianHMM):
     def _num_emission_parameters(self) -> int:
         return super()._num_emission_parameters() + self.weight_distribution.num_free()
 
-    def _family(self, variance_floor: float, prior: Any) -> GaussianMixture:
+    def _family(self, variance_floor: Any, prior: Any) -> GaussianMixture:
         return GaussianMixture(self.covariance_type, variance_floor, prior)
 
     def _emission_parameters(self) -> MixtureParameters:
@@ -107,4 +107,4 @@ class MixtureGaussianHMM(BaseGaussianHMM):
         weights = (found.counts.reshape(num_states, num_mixtures) + 1.0) * self.weight_distribution.is_possible
         self.log_weights = (weights / weights.sum(-1, keepdim=True)).log()
         self.means = found.means.reshape(self.location.shape)
-        self.covariances = found.covariances.reshape(self.covariance.factor.shape)
+        self.covariances = self.covariance.nearest(found.covariances.reshape(self.covariance.factor.shape))

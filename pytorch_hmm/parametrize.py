@@ -156,6 +156,29 @@ class Covariance(nn.Module):
             raise ValueError(f"{name}: expected symmetric matrices; take (C + C.mT) / 2")
         self._copy(found, name)
 
+    def nearest(self, covariances: Tensor) -> Tensor:
+        """Covariances that `assign` takes, of the same variances: correlations drawn to zero as far as has to be.
+
+        In float32 a matrix may be too close to singular that float64 can still invert.
+        """
+        found = covariances.detach().double().clamp(-_MOST, _MOST)
+        if not self.is_matrix:
+            return found.clamp_min(_LEAST)
+        found = 0.5 * (found + found.mT)
+        given = found.diagonal(dim1=-2, dim2=-1)
+        variances = given.clamp_min(_LEAST)
+        found = found + (variances - given).diag_embed()
+        scale = variances.rsqrt()
+        least = torch.linalg.eigvalsh(found * scale[..., :, None] * scale[..., None, :])[..., 0]
+        wanted = 4 * self._rounding()
+        share = ((wanted - least) / (1 - least)).clamp(0.0, 1.0).nan_to_num(1.0)[..., None, None]
+        lifted: Tensor = (1 - share) * found + share * variances.diag_embed()
+        return lifted
+
+    def _rounding(self) -> float:
+        """How far rounding moves the eigenvalues of a correlation matrix, at most."""
+        return float(8 * torch.finfo(widened(self.factor).dtype).eps * self.obs_dim**0.5)
+
     def num_free(self) -> int:
         """Free parameters: the entries on and below the diagonal of each matrix, each variance otherwise."""
         size = self.factor.numel()
@@ -188,8 +211,7 @@ class Covariance(nn.Module):
         variances = covariances.diagonal(dim1=-2, dim2=-1)
         scale = variances.rsqrt()
         smallest = torch.linalg.eigvalsh(covariances * scale[..., :, None] * scale[..., None, :]).min().item()
-        # rounding moves the eigenvalues of a correlation matrix by about eps sqrt(D)
-        needed = 8 * torch.finfo(widened(self.factor).dtype).eps * self.obs_dim**0.5
+        needed = self._rounding()
         if not smallest > 2 * needed:
             raise ValueError(
                 f"{name}: expected positive definite matrices, the smallest eigenvalue among their correlation "

@@ -52,7 +52,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
         lengths = y if lengths is None else lengths
         X, sequences = self._sequences(X, lengths)
         generator = self._generator()
-        model = self._new_model(X)
+        model: Any = self._new_model(X)
         model.initialize_from_data(*_padded(sequences), generator=generator)
         uniform = torch.full((self.n_components, self.n_components), 1.0 / self.n_components).log()
         model.log_initial, model.log_transition = uniform[0], uniform
@@ -60,6 +60,11 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
             given = all(hasattr(self, name) for name in names)
             if given and letter not in self.init_params:
                 self._take(model, letter)
+        if "c" in self.init_params and hasattr(model, "covariances"):  # as hmmlearn starts
+            least = self.min_covar * torch.ones((), dtype=torch.float64)
+            is_matrix = self.covariance_type in ("full", "tied")
+            added = least * torch.eye(model.covariances.shape[-1], dtype=torch.float64) if is_matrix else least
+            model.covariances = model.covariances.detach() + added
         frozen = [self._place(letter) for letter in self._attributes() if letter not in self.params]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotConverged)
@@ -69,7 +74,6 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
                 num_iterations=self.n_iter,
                 tolerance=max(self.tol, 0.0),
                 priors=self._priors(),
-                variance_floor=getattr(self, "min_covar", 0.0),
                 frozen=frozen,
                 progress=self.verbose,
             )
@@ -164,7 +168,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
 
     def _take(self, model: Any, letter: str) -> None:
         (name,) = self._attributes()[letter]
-        self._write(model, letter, getattr(self, name))
+        self._write(model, letter, getattr(self, f"_{name}" if letter == "c" else name))
 
     def _priors(self) -> Priors:
         return Priors(_tensor(self.startprob_prior), _tensor(self.transmat_prior), self._emission_prior())
@@ -178,7 +182,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
         self.model_, self.report_ = model, report
         for letter, (name,) in self._attributes().items():
             setattr(self, name, self._read(model, letter))
-        self.monitor_ = Monitor(report.history, len(report.history) - 1, report.converged)
+        self.monitor_ = Monitor(report.history[:-1], len(report.history) - 1, report.converged)
 
     def _model(self) -> Any:
         """The module, with what was assigned to the attributes since."""
@@ -211,7 +215,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
 class GaussianHMM(_BaseHMM):
     """hmmlearn's `GaussianHMM`: one Gaussian a state; "tied_diag" covariances besides hmmlearn's four.
 
-    `min_covar` is a lower bound of variances here (hmmlearn starts with it added and does not keep to it).
+    `covars_` is read as hmmlearn's, matrices for "diag" and "tied" too, and assigned in the shape of its type.
     `covars_prior` and `covars_weight` mean for all types what hmmlearn's mean for "diag"; `means_weight` counts once
     more.
     """
@@ -257,6 +261,20 @@ class GaussianHMM(_BaseHMM):
         self.init_params = init_params
         self.implementation = implementation
 
+    @property
+    def covars_(self) -> Any:
+        """Covariances, (n_components, n_features, n_features) but for "spherical" and "tied_diag"."""
+        found = self._covars_
+        if self.covariance_type == "diag" and found.ndim == 2:
+            return np.stack([np.diag(row) for row in found])
+        if self.covariance_type == "tied" and found.ndim == 2:
+            return np.stack([found] * self.n_components)
+        return found
+
+    @covars_.setter
+    def covars_(self, value: Any) -> None:
+        self._covars_ = np.array(value, dtype=np.float64)
+
     def _new_model(self, X: Any) -> EmissionHMM:
         dim = X.shape[1] if X is not None else np.asarray(self.means_).shape[1]
         return pytorch_hmm.GaussianHMM(self.n_components, dim, self.covariance_type).double()  # type: ignore[arg-type]
@@ -273,7 +291,7 @@ class GaussianHMM(_BaseHMM):
 
     def _checked(self, X: Any) -> Any:
         found = super()._checked(X)
-        self.model_dim_ = found.shape[1]
+        self.model_dim_ = self.n_features = found.shape[1]
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import hmmlearn.hmm as hmmlearn
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import pytorch_hmm
+from hmm_functional import emissions, learning
 from hmm_functional.emissions import GaussianPrior
 from hmm_functional.learning import Priors
 from pytorch_hmm import CategoricalHMM, GaussianHMM, MixtureGaussianHMM, NotConverged, PoissonHMM, StudentTHMM
@@ -465,6 +467,137 @@ def test_what_is_frozen_stays_bit_for_bit(name, method):
     assert len(changed) >= 2
 
 
+# Where others break
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def rises(history, slack=1e-9):
+    return np.all(np.diff(history) >= -slack * np.abs(history[1:]))
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "full", "spherical", "tied", "tied_diag"])
+def test_features_of_any_scale_and_constant_ones(covariance_type):
+    returns = torch.randn(400, generator=seeded(0)) * 0.005 + 0.02 * (torch.arange(400) // 50 % 2)
+    volume = 1e6 * (1 + 0.3 * torch.randn(400, generator=seeded(1)))
+    for other in (volume, torch.full((400,), 7.0)):
+        x = torch.stack([returns, other], 1).double()
+        report = GaussianHMM(2, 2, covariance_type).double().fit(x, generator=seeded(0))
+        assert rises(report.history)
+
+
+def test_a_floor_above_the_start_is_no_loss():
+    x = torch.randn(400, 1, generator=seeded(0))
+    model = GaussianHMM(2, 1).double()
+    assert rises(model.fit(x, variance_floor=10.0, generator=seeded(0)).history)
+    torch.testing.assert_close(model.covariances, torch.full((2, 1), 10.0).double())
+
+
+@pytest.mark.parametrize("x", [torch.full((20, 2), 3.0), torch.randn(1, 2, generator=seeded(0))])
+def test_constant_data_and_single_frames(x):
+    assert np.isfinite(GaussianHMM(2, 2).fit(x).history).all()
+
+
+def test_what_is_frozen_is_not_started_anew():
+    x = torch.randn(100, 1, generator=seeded(0))
+    model = GaussianHMM(2, 1, means=[[0.0], [10.0]], transition=[[0.99, 0.01], [0.01, 0.99]])
+    before = model.log_transition.clone()
+    model.fit(x, frozen=["means", "log_transition"], num_iterations=5, tolerance=0)
+    assert model.means.flatten().tolist() == [0.0, 10.0]
+    assert torch.equal(model.log_transition, before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_some_labels_name_the_states_of_the_start(seed):
+    truth = torch.arange(200) // 25 % 2
+    x = truth[:, None] * 3.0 + torch.randn(200, 1, generator=seeded(seed))
+    labels = torch.where(torch.arange(200) % 20 == 7, truth, -1)
+    model = GaussianHMM(2, 1)
+    model.fit(x, labels=labels, generator=seeded(seed))
+    assert (model.viterbi_decode(x)[0] == truth).double().mean() > 0.95
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_symbols_leave_the_plateau(seed):
+    probs = [[0.3, 0.3, 0.25, 0.05, 0.05, 0.05], [0.05, 0.05, 0.05, 0.25, 0.3, 0.3]]
+    truth = CategoricalHMM(2, 6, probs=probs, transition=[[0.95, 0.05], [0.05, 0.95]])
+    _, x = truth.sample(1000, generator=seeded(seed))
+    assert CategoricalHMM(2, 6).fit(x, generator=seeded(seed)).log_likelihood > truth(x).item()
+
+
+def test_gradients_keep_the_best_and_do_not_take_a_fall_for_the_end():
+    x = torch.randn(600, 1, generator=seeded(0))
+    model = GaussianHMM(2, 1)
+    report = model.fit(x, method="gradient", generator=seeded(0), learning_rate=0.5, num_iterations=40, tolerance=0)
+    assert not rises(report.history)
+    assert report.log_likelihood == pytest.approx(max(report.history), rel=1e-6)
+    assert report.log_likelihood == pytest.approx(model(x).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nearly_singular_covariances_in_float32(seed):
+    x = torch.randn(60, 2, generator=seeded(seed))
+    GaussianHMM(6, 3, "full").fit(torch.cat([x, x.sum(1, keepdim=True)], 1), generator=seeded(seed))
+    GaussianHMM(5, 10, "full").fit(torch.randn(200, 10, generator=seeded(seed)), generator=seeded(seed))
+    MixtureGaussianHMM(2, 10, 3, "tied").fit(torch.randn(9, 10, generator=seeded(seed)), generator=seeded(seed))
+
+
+def test_the_report_is_about_the_model_that_is_left():
+    x = torch.randn(300, 1, generator=seeded(0)) + 1e6
+    model = GaussianHMM(2, 1)
+    report = model.fit(x, generator=seeded(0))
+    assert report.log_likelihood == pytest.approx(model.double()(x.double()).item(), rel=1e-7)
+
+
+def test_small_integers_are_data():
+    x = torch.tensor([0, 1, 2, 3], dtype=torch.uint8)
+    assert CategoricalHMM(2, 4)(x).isfinite()
+    assert PoissonHMM(2)(x[:, None]).isfinite()
+    assert pytorch_hmm.BernoulliHMM(2)(x[:, None] > 1).isfinite()
+
+
+def test_functions_do_not_collapse_either():
+    half = np.log(np.full((2, 2), 0.5))
+    start = emissions.GaussianParameters(np.array([[0.0], [1.0]]), np.ones((2, 1)))
+    parameters = learning.HMMParameters(half[0], half, start)
+    for _ in range(4):
+        parameters, value = learning.em_step(parameters, emissions.Gaussian(), np.array([[0.3]]))
+    assert np.isfinite(value)
+
+
+def test_a_family_of_one_s_own_never_sees_what_is_not_read():
+    class Mean(NamedTuple):
+        means: np.ndarray
+
+    class Sums(NamedTuple):
+        counts: np.ndarray
+        sums: np.ndarray
+
+    class Unit:
+        def log_prob(self, x, parameters):
+            return -0.5 * (x[..., None] - parameters.means) ** 2
+
+        def statistics(self, x, posteriors, parameters):
+            assert np.isfinite(x).all()
+            return Sums(posteriors.sum((0, 1)), (posteriors * x[..., None]).sum((0, 1)))
+
+        def m_step(self, statistics, parameters):
+            return Mean(statistics.sums / statistics.counts)
+
+        def log_prior(self, parameters):
+            return 0.0
+
+    half = np.log(np.full((2, 2), 0.5))
+    x = np.array([[0.0, 1.0, 5.0, np.nan], [np.nan, 1.0, np.inf, np.inf]])
+    is_observed = np.array([[True] * 4, [False, True, True, True]])
+    parameters = learning.HMMParameters(half[0], half, Mean(np.array([0.0, 4.0])))
+    found, value = learning.em_step(parameters, Unit(), x, lengths=[3, 2], is_observed=is_observed)
+    assert np.isfinite(value)
+    assert np.isfinite(found.emission.means).all()
+
+
 DISTRIBUTED = """
 import sys, torch
 from tests.test_learning import small
@@ -510,6 +643,9 @@ def test_two_processes_learn_what_one_learns(tmp_path, method):
         ({"sample_weights": [1.0, -1.0, 1.0]}, "sample_weights: expected numbers from 0"),
         ({"labels": [torch.zeros(3)]}, "labels: expected one tensor of states for each sequence"),
         ({"frozen": ["mean"]}, "frozen: expected some of 'log_initial'"),
+        ({"sample_weights": [0.0, 0.0, 0.0]}, "expected one above 0"),
+        ({"priors": Priors(transition=0.5)}, "priors.transition: expected concentrations of at least 1"),
+        ({"priors": Priors(initial=torch.ones(2))}, r"priors.initial: expected a number or shape \(3,\), got \(2,\)"),
         ({"lengths": [1, 2, 3]}, "lengths: expected None with a list"),
     ],
 )
@@ -529,6 +665,10 @@ def test_unusable_data_are_named():
         model.fit(iter([torch.zeros(1, 3, 2)]))
     with pytest.raises(ValueError, match=r"data\[1\]: expected shape"):
         model.fit([torch.zeros(4, 2), torch.zeros(4, 3)])
+    with pytest.raises(ValueError, match=r"lengths: expected one a sequence, shape \(\), got \(2,\)"):
+        model.fit(torch.zeros(9, 2), [4, 5])
+    with pytest.raises(TypeError, match=r"priors.initial: expected a number or an array, got list"):
+        model.fit(torch.zeros(9, 2), priors=Priors(initial=[1.0] * 3))
     with pytest.raises(ValueError, match="at least one batch"):
         model.fit(batches_of([]), init="keep")
 

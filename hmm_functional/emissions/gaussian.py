@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 from .._check import need_shape
 from ..backend import Array, backend_of
 from .density import Density, can_compile, common, compiled_log_prob, need_covariances, over_frames
-from .moments import GaussianPrior, GaussianStatistics, centre_of, maximize_gaussians, recentred, weighted_moments, wide
+from .moments import (
+    GaussianPrior,
+    GaussianStatistics,
+    bounded,
+    centre_of,
+    maximize_gaussians,
+    recentred,
+    weighted_moments,
+    wide,
+)
 
 
 def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, covariance_type: str = "diag") -> Array:
@@ -76,7 +85,7 @@ class Gaussian:
     """
 
     covariance_type: str = "diag"
-    variance_floor: Any = 0.0
+    variance_floor: Any = 1e-12
     prior: GaussianPrior | None = None
 
     def log_prob(self, observations: Array, parameters: GaussianParameters) -> Array:
@@ -100,6 +109,12 @@ class Gaussian:
                 statistics, *parameters, self.covariance_type, floor=self.variance_floor, prior=self.prior
             )
         )
+
+    def bounded(self, parameters: GaussianParameters) -> GaussianParameters:
+        """The parameters with variances raised to the floor, so that the first M-step cannot lose by it."""
+        backend = backend_of(covariances=parameters.covariances)
+        covariances = bounded(backend, parameters.covariances, self.covariance_type, self.variance_floor)
+        return parameters._replace(covariances=covariances)
 
     def moved(
         self, statistics: GaussianStatistics, old: GaussianParameters, new: GaussianParameters

@@ -18,7 +18,16 @@ from .density import (
     need_covariances,
     over_frames,
 )
-from .moments import GaussianPrior, GaussianStatistics, centre_of, maximize_gaussians, recentred, weighted_moments, wide
+from .moments import (
+    GaussianPrior,
+    GaussianStatistics,
+    bounded,
+    centre_of,
+    maximize_gaussians,
+    recentred,
+    weighted_moments,
+    wide,
+)
 
 
 def gmm_log_likelihood(
@@ -105,7 +114,7 @@ class GaussianMixture:
     """
 
     covariance_type: str = "diag"
-    variance_floor: Any = 0.0
+    variance_floor: Any = 1e-12
     prior: GaussianPrior | None = None
     concentration: Any = 1.0
 
@@ -149,6 +158,12 @@ class GaussianMixture:
         counts = xp.reshape(statistics.counts, log_weights.shape)
         weights = maximize_probabilities(backend, counts, log_weights, self.concentration)
         return MixtureParameters(weights, xp.reshape(moved, means.shape), spread)
+
+    def bounded(self, parameters: MixtureParameters) -> MixtureParameters:
+        """The parameters with variances raised to the floor, so that the first M-step cannot lose by it."""
+        backend = backend_of(covariances=parameters.covariances)
+        covariances = bounded(backend, parameters.covariances, self.covariance_type, self.variance_floor)
+        return parameters._replace(covariances=covariances)
 
     def moved(
         self, statistics: GaussianStatistics, old: MixtureParameters, new: MixtureParameters

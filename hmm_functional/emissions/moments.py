@@ -193,11 +193,19 @@ def maximize_gaussians(
     is_known = is_seen(xp, total)
     found = scatter / _divisor(xp, total)
     if is_matrix:
-        found = _floored(backend, 0.5 * (found + xp.matrix_transpose(found)), backend_array(backend, floor, means))
-    else:
-        found = xp.maximum(found, wide(backend, backend_array(backend, floor, means)))
+        found = 0.5 * (found + xp.matrix_transpose(found))
+    found = bounded(backend, found, covariance_type, floor)
     found = xp.where(is_known, found, wide(backend, xp.reshape(covariances, scatter.shape)))
     return xp.astype(offset + centre, dtype), xp.astype(xp.reshape(found, covariances.shape), dtype)
+
+
+def bounded(backend: Backend, covariances: Array, covariance_type: str, floor: Any) -> Array:
+    """Covariances raised to the least variances `floor`, a number or (D,)."""
+    xp = backend.xp
+    least = xp.astype(backend_array(backend, floor, covariances), covariances.dtype)
+    if covariance_type in ("full", "tied"):
+        return _floored(backend, covariances, least)
+    return xp.maximum(covariances, xp.max(least) if covariance_type == "spherical" else least)
 
 
 def backend_array(backend: Backend, value: Any, like: Array) -> Array:

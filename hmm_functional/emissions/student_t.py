@@ -12,6 +12,7 @@ from .density import common, need_covariances
 from .gaussian import gaussian_log_prob
 from .moments import (
     GaussianStatistics,
+    bounded,
     centre_of,
     is_seen,
     maximize_gaussians,
@@ -127,7 +128,7 @@ class StudentT:
     """
 
     covariance_type: str = "diag"
-    variance_floor: Any = 0.0
+    variance_floor: Any = 1e-12
     learns_degrees: bool = True
 
     def log_prob(self, observations: Array, parameters: StudentTParameters) -> Array:
@@ -169,6 +170,12 @@ class StudentT:
             found = xp.astype(_degrees(backend, mean), degrees.dtype)
             degrees = xp.where(has_any, found, degrees)
         return StudentTParameters(means, covariances, degrees)
+
+    def bounded(self, parameters: StudentTParameters) -> StudentTParameters:
+        """The parameters with variances raised to the floor, so that the first M-step cannot lose by it."""
+        backend = backend_of(covariances=parameters.covariances)
+        covariances = bounded(backend, parameters.covariances, self.covariance_type, self.variance_floor)
+        return parameters._replace(covariances=covariances)
 
     def moved(
         self, statistics: StudentTStatistics, old: StudentTParameters, new: StudentTParameters
