@@ -609,6 +609,8 @@ if rank == 1:  # what the first process has is taken
     model.means = model.means + 1.0
 report = model.fit([data[:1], data[1:]][rank], init="keep", num_iterations=5, tolerance=0, method=method)
 torch.save((model.state_dict(), report.history), f"{path}/{rank}.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
