@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .convert import from_hmmlearn, to_hmmlearn
 from .discrete import BernoulliHMM, CategoricalHMM, PoissonHMM
 from .emission import EmissionHMM
 from .fit import FitReport, NotConverged, Progress
@@ -9,6 +10,7 @@ from .gaussian import GaussianHMM, StudentTHMM
 from .hmm import BaseHMM, HMMPyTorch
 from .layers import HMMLayer
 from .mixture import MixtureGaussianHMM
+from .selection import Selection, match_states, select_num_states, standard_errors
 from .streaming import StreamingHMMProcessor
 
 try:
@@ -29,7 +31,13 @@ __all__ = [
     "NotConverged",
     "PoissonHMM",
     "Progress",
+    "Selection",
     "StreamingHMMProcessor",
     "StudentTHMM",
     "__version__",
+    "from_hmmlearn",
+    "match_states",
+    "select_num_states",
+    "standard_errors",
+    "to_hmmlearn",
 ]

@@ -97,15 +97,19 @@ class CategoricalHMM(EmissionHMM):
         return self.symbol_distribution.sample(states, rng)
 
     def _label(self, frames: Tensor, rng: torch.Generator) -> Tensor:
-        # symbols have no distance: states start from random parts of the data, all slightly different
-        return torch.randint(self.num_states, frames.shape, generator=rng, device=rng.device).to(frames.device)
+        # symbols have no distance: each prefers some states by chance. States that emit nearly the same would stay on a
+        # plateau, where EM gains less than any tolerance
+        chances = torch.empty(self.num_symbols, self.num_states, dtype=torch.float64, device=rng.device)
+        chances = chances.exponential_(generator=rng)
+        drawn = torch.multinomial(chances[frames.to(rng.device)], 1, generator=rng)
+        return drawn[:, 0].to(frames.device)
+
+    def _label_by_chance(self, frames: Tensor, rng: torch.Generator) -> Tensor:
+        return self._label(frames, rng)
 
     def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
         cells = torch.bincount(states * self.num_symbols + frames, minlength=self.num_states * self.num_symbols)
-        # states that emit nearly the same stay on a plateau, where EM gains less than any tolerance
-        chance = torch.empty(self.num_states, self.num_symbols, dtype=torch.float64, device=rng.device)
-        chance = chance.exponential_(generator=rng).to(cells.device)
-        weights = (cells.reshape(self.num_states, -1) + 1.0) * chance * self.symbol_distribution.is_possible
+        weights = (cells.reshape(self.num_states, -1) + 1.0) * self.symbol_distribution.is_possible
         self.log_probs = (weights / weights.sum(-1, keepdim=True)).log()
 
 

@@ -48,7 +48,7 @@ class TorchBackend:
         return x.detach().cpu().numpy()
 
     def is_traced(self, *arrays: Array) -> bool:
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        if torch.compiler.is_compiling():
             return True
         return any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays)
 
@@ -110,7 +110,7 @@ class TorchBackend:
         return drawn.to(like.device)
 
     def form(self, arrays: Sequence[Any]) -> Any:
-        if self.is_traced() or _forward_mode_is_on() or torch._C._get_tracing_state() is not None:
+        if self.is_traced() or _forward_mode_is_on() or torch._C._get_tracing_state() is not None or _is_proxied():
             return None
         functorch, is_grad, found = torch._C._functorch, torch.is_grad_enabled(), []
         for x in arrays:
@@ -136,6 +136,8 @@ class TorchBackend:
     def _is_plain(self, arrays: Sequence[Tensor]) -> bool:
         """Whether nothing but reverse mode looks on."""
         if self.is_traced(*arrays) or _forward_mode_is_on() or _is_transforming():
+            return False
+        if torch._C._len_torch_dispatch_stack():
             return False
         return all(type(x) is Tensor or type(x) is torch.nn.Parameter for x in arrays)
 
@@ -175,6 +177,11 @@ def _needs_derivative(arrays: Sequence[Tensor]) -> bool:
     if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
         return True
     return _forward_mode_is_on()
+
+
+def _is_proxied() -> bool:
+    """Whether make_fx is writing operations down."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def _is_transforming() -> bool:

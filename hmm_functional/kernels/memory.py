@@ -26,7 +26,10 @@ def is_readable(x: Array) -> bool:
         return False  # other classes may have no storage, or keep it elsewhere
     if x.is_neg() or torch._C._functorch.is_legacy_batchedtensor(x):
         return False
-    if torch._C._get_tracing_state() is not None:  # torch.jit.trace would not see what is done
+    # torch.jit.trace and make_fx write operations down, and would see none
+    if torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         return False
     return x.dtype is torch.float32 or x.dtype is torch.float64
 
