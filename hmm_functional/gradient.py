@@ -22,6 +22,7 @@ from typing import Any
 
 from .arrays import (
     Spec,
+    Unpacked,
     at_last,
     emission_shape,
     filled,
@@ -53,7 +54,16 @@ def _forward(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[A
     log_likelihood = xp.where(end == -inf, -inf, xp.astype(total, emission.dtype))
     if not a.spec.has_messages:
         return (log_likelihood,)
-    return log_likelihood, found.values[0]
+    return log_likelihood, _met(a, emission, found.values[0]) if a.spec.meets else found.values[0]
+
+
+def _met(a: Unpacked, emission: Array, messages: Array) -> Array:
+    """What a kernel whose passes meet would have left: reversed messages in the late half of each sequence."""
+    xp = a.backend.xp
+    if emission.shape[1] < 2 or bool(xp.min(a.lengths) < 2):
+        return messages
+    (predicted,) = a.messages(a.call(emission, reverse=True)).values
+    return xp.where((a.steps() < (a.lengths // 2)[:, None])[..., None], messages, predicted + emission)
 
 
 def _forward_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -125,6 +135,8 @@ def _statistics(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tupl
         return a.shared((posterior[:, 0, :], counted, posterior, at_last(a, posterior)))
     emission, _ = a.centred()
     (predicted,) = a.messages(a.call(emission, reverse=True)).values
+    if a.spec.meets:  # the saved ones are not forward messages throughout
+        (messages,) = a.messages(a.call(emission)).values
     posterior = xp.exp(a.masked(log_normalize(backend, messages + predicted), -inf))
     posterior = multiply(backend, posterior, scale[:, None, None])
     counts = tuple(xp.zeros_like(w) for w in a.weights)

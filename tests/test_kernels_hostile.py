@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import hmm_functional as hf
+from hmm_functional import arrays as arrays_module
 from hmm_functional.kernels import plan, repeat
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,30 @@ def test_batched_gradients_of_the_old_kind():
     for i in range(2):
         (one,) = torch.autograd.grad(value[i], arrays[2], retain_graph=True)
         torch.testing.assert_close(batched[i], one)
+
+
+@pytest.mark.parametrize("without", [("forward",), ("statistics",), ()])
+@pytest.mark.parametrize("lengths", [None, [41], [1]])
+def test_messages_that_meet_are_understood_by_whoever_reads_them(monkeypatch, without, lengths):
+    """Where the kernel serves only one of a value and its derivative, as transforms may have it."""
+    monkeypatch.setattr(plan, "SERIAL_WORK", 0)
+    original = arrays_module.Unpacked.fused
+    calls = iter(("forward", "statistics"))
+    monkeypatch.setattr(
+        arrays_module.Unpacked, "fused", lambda self: None if next(calls) in without else original(self)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        leaves = [x.requires_grad_() for x in chain(1, 50)]
+        value = hf.log_likelihood(*leaves, lengths=lengths)
+        found = torch.autograd.grad(value.sum(), leaves)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(arrays_module.Unpacked, "fused", original)
+    right = hf.log_likelihood(*leaves, lengths=lengths, kernel="reference")
+    torch.testing.assert_close(value, right)
+    torch.testing.assert_close(found, torch.autograd.grad(right.sum(), leaves))
 
 
 @pytest.mark.parametrize("hard", ["impossible", "nan"])

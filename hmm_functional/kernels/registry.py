@@ -1,6 +1,6 @@
 """Which implementation of `chain_messages` serves a call.
 
-A kernel computes messages and nothing above them: no gradient, no posterior, no traceback.
+A kernel computes messages; it may also fuse the few quantities of `Fused`, which are otherwise composed of messages.
 """
 
 from __future__ import annotations
