@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hmm_functional as hf
 from hmm_functional.learning import Priors
 
-from .fit import Callback, FitReport, Init, Method, fit
+from .fit import Callback, FitReport, Init, Method, Online, Source, fit
 from .hmm import BaseHMM
 from .initialize import count_transitions, kmeans, nearest, uniform_segments
 from .parametrize import full_precision
@@ -24,6 +24,8 @@ class EmissionHMM(BaseHMM):
     A subclass gives `_emission_log_prob`, `_sample_observations` and `_initialize_emission`, and for learning
     `_family`, `_emission_parameters` and `_weights`.
     """
+
+    _online: Online | None = None
 
     @torch.no_grad()
     def sample(
@@ -211,6 +213,37 @@ class EmissionHMM(BaseHMM):
             "generator": generator,
         }
         return fit(self, data, lengths, **options)
+
+    def partial_fit(
+        self,
+        x: Any,
+        lengths: Any = None,
+        *,
+        power: float = 0.7,
+        sample_weights: Any = None,
+        labels: Any = None,
+        priors: Priors | None = None,
+        variance_floor: Any = None,
+        frozen: Collection[str] = (),
+    ) -> float:
+        """Learn from some more data, in one step of online EM from the parameters at hand.
+
+        Args:
+            x, lengths, sample_weights, labels, priors, variance_floor, frozen: as `fit`'s.
+            power: call n counts n^-power of the running statistics; above 0.5 and up to 1.
+
+        Returns:
+            log p(x) before the step, nats.
+
+        The first call is a plain EM step. The running statistics belong to the module while it lives and are not saved;
+        start from `initialize_from_data` or `fit` on a first batch.
+
+        References: Cappe and Moulines 2009.
+        """
+        if self._online is None:
+            self._online = Online()
+        options = {"priors": priors, "variance_floor": variance_floor, "frozen": frozen}
+        return self._online.update(self, Source(self, x, lengths, sample_weights, labels), power, options)
 
     def _restricted(self, x: Tensor, lengths: Any, is_allowed: Tensor) -> Tensor:
         """log p(x) and of states within `is_allowed` (..., T, K)."""

@@ -551,6 +551,38 @@ class _Run:
         return any([callback(told) is False for callback in self._callbacks])
 
 
+class Online:
+    """Running statistics of a model that learns from data as they come; see `EmissionHMM.partial_fit`."""
+
+    def __init__(self) -> None:
+        self._running: Statistics | None = None
+        self._parameters: HMMParameters | None = None
+        self._steps = 0
+        self._frames = 0.0
+
+    @torch.no_grad()
+    def update(self, model: EmissionHMM, source: Source, power: float, options: dict[str, Any]) -> float:
+        """An M-step from the statistics so far and those of new data; log p(new data) before it."""
+        if not 0.5 < power <= 1:
+            raise ValueError(f"power: expected a number above 0.5 and up to 1, got {power}")
+        run = _Run(model, source, 1, 0.0, callbacks=(), progress=False, **options)
+        parameters = run._begin()
+        found = run._statistics(parameters, "em")
+        value, frames = float(found.log_likelihood), float(found.initial.sum() + found.transitions.sum())
+        found = learning.scale(found, 1.0 / frames)
+        if self._running is not None:
+            running, before = self._running, self._parameters
+            if before is not None and hasattr(run._family, "moved"):
+                moved = run._family.moved(running.emission, before.emission, parameters.emission)
+                running = running._replace(emission=moved)
+            found = learning.interpolate(running, found, (self._steps + 1.0) ** -power)
+        self._running, self._parameters = found, parameters
+        self._steps, self._frames = self._steps + 1, self._frames + frames
+        # priors count against all frames seen
+        run._assign(run._maximize(learning.scale(found, self._frames), parameters))
+        return value
+
+
 def _wide(x: Tensor) -> Tensor:
     """float64 where the device has it."""
     return x.detach() if x.device.type == "mps" else x.detach().double()

@@ -467,6 +467,40 @@ def test_what_is_frozen_stays_bit_for_bit(name, method):
     assert len(changed) >= 2
 
 
+def test_training_resumes_from_a_file(tmp_path):
+    """EM keeps nothing but the parameters: three steps, a file, three more are six."""
+    model, data = small()
+    whole, _ = small()
+    model.fit(data, init="keep", num_iterations=3, tolerance=0)
+    model.save(tmp_path / "model")
+    again = GaussianHMM.load(tmp_path / "model")
+    again.fit(data, init="keep", num_iterations=3, tolerance=0)
+    whole.fit(data, init="keep", num_iterations=6, tolerance=0)
+    same(whole, again)
+
+
+def test_partial_fit_starts_as_em_and_comes_near_it():
+    model, data = small()
+    value = model.partial_fit(data)
+    expected, _ = small()
+    history = expected.fit(data, init="keep", num_iterations=1, tolerance=0).history
+    assert value == pytest.approx(history[0])
+    same(expected, model)
+    truth = GaussianHMM(2, 1, means=[[0.0], [4.0]], topology="ergodic", self_loop=0.9).double()
+    _, x = truth.sample(100, batch_size=200, generator=seeded(0))
+    online = GaussianHMM(2, 1, means=[[1.0], [2.0]]).double()
+    for batch in x.split(5):
+        online.partial_fit(batch)
+    torch.testing.assert_close(online.means, truth.means, rtol=0, atol=0.1)
+    torch.testing.assert_close(online.log_transition.exp(), truth.log_transition.exp(), rtol=0, atol=0.03)
+    online.means = online.means + 100.0  # by hand, between: the statistics stay about what they were made from
+    online.means = online.means - 100.0
+    online.partial_fit(x[:5])
+    torch.testing.assert_close(online.means, truth.means, rtol=0, atol=0.2)
+    with pytest.raises(ValueError, match="power: expected a number above"):
+        online.partial_fit(x[:5], power=0.3)
+
+
 # Where others break
 
 
