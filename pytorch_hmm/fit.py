@@ -133,6 +133,7 @@ def fit(
             history, stopped = run.stepwise(0.7 if learning_rate is None else learning_rate)
         else:
             history, stopped = run.by_em(method)
+        run.close()
         ends.append(history[-1])
         report = FitReport(history, stopped, time.perf_counter() - started, run.dead_states(), ends)
         if best is None or not history[-1] <= best[0].history[-1]:
@@ -402,6 +403,7 @@ class _Run:
         held = {id(named[name]) for name in self._frozen}
         weights = [p for p in self._model.parameters() if p.requires_grad and id(p) not in held]
         optimiser = torch.optim.Adam(weights, lr=rate)
+        shares = sum(1 for _ in self._source) * _num_processes()
         history: list[float] = []
         stopped, best, state = "num_iterations", -inf, {}
         for iteration in range(self._num_iterations):
@@ -410,7 +412,7 @@ class _Run:
             for batch in self._source:
                 optimiser.zero_grad()
                 loss, frames = self._loss(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss - self._live_prior() / shares).backward()
                 count = _sum_of_processes(torch.tensor(float(frames), dtype=torch.float64))
                 for p in weights:
                     if p.grad is not None:
@@ -536,6 +538,17 @@ class _Run:
             raise ValueError("data: a sequence is impossible under the model, log p = -inf")
         return loss, frames
 
+    def _live_prior(self) -> Any:
+        """log density of the module's parameters before any data, differentiable."""
+        model = self._model
+        live = HMMParameters(model.log_initial, model.log_transition, model._emission_parameters())
+        return learning.log_prior(live, self._family, self._priors)
+
+    def close(self) -> None:
+        """End the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+
     def _objective(self, log_likelihood: Tensor, parameters: HMMParameters) -> float:
         return float(log_likelihood) + float(learning.log_prior(parameters, self._family, self._priors))
 
@@ -595,6 +608,12 @@ def _sum_of_processes(x: Tensor) -> Tensor:
     found = x.clone()
     torch.distributed.all_reduce(found)
     return found
+
+
+def _num_processes() -> int:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    return int(torch.distributed.get_world_size())
 
 
 def _as_the_first(model: EmissionHMM) -> None:

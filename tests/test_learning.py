@@ -247,6 +247,17 @@ def test_samples_of_a_student_t_have_its_tails():
     assert scipy.stats.kstest(x[:, 0].numpy() - 1.0, scipy.stats.t(3.0).cdf).pvalue > 1e-3
 
 
+def test_gradients_climb_to_the_mode_under_priors():
+    model, data = small()
+    priors = Priors(2.0, 3.0, GaussianPrior(mean=torch.zeros(2).double(), mean_weight=50.0, scale=3.0, degrees=5.0))
+    options = {"init": "keep", "priors": priors}
+    best = model.fit(data, num_iterations=500, tolerance=1e-9, **options)
+    kept = model.means.detach().clone()
+    report = model.fit(data, method="gradient", num_iterations=60, tolerance=0, learning_rate=1e-3, **options)
+    assert report.log_likelihood == pytest.approx(best.log_likelihood, abs=0.05)
+    torch.testing.assert_close(model.means, kept, rtol=0, atol=0.03)
+
+
 # What is learned from
 
 
