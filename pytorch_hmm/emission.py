@@ -14,7 +14,7 @@ from hmm_functional.learning import Priors
 
 from .fit import Callback, FitReport, Init, Method, Online, Source, fit
 from .hmm import BaseHMM
-from .initialize import count_transitions, kmeans, nearest, uniform_segments
+from .initialize import best_names, count_transitions, kmeans, nearest, uniform_segments
 from .parametrize import full_precision
 
 
@@ -293,13 +293,7 @@ class EmissionHMM(BaseHMM):
 
 
 def _renamed(states: Tensor, labels: Tensor, num_states: int) -> Tensor:
-    """States numbered so that as many frames as can be agree with their labels.
-
-    References: Kuhn 1955 (the assignment), by scipy.
-    """
-    from scipy.optimize import linear_sum_assignment
-
+    """States numbered so that as many frames as can be agree with their labels."""
     is_known = (labels >= 0) & (states >= 0)
     pairs = torch.bincount(states[is_known] * num_states + labels[is_known], minlength=num_states**2)
-    _, names = linear_sum_assignment(-pairs.reshape(num_states, num_states).cpu().numpy())
-    return torch.as_tensor(names, device=states.device)[states]
+    return best_names(pairs.reshape(num_states, num_states))[states]

@@ -84,24 +84,24 @@ class Batch(NamedTuple):
 def fit(
     model: EmissionHMM,
     data: Any,
-    lengths: Any = None,
+    lengths: Any,
     *,
-    method: Method = "em",
-    num_iterations: int = 100,
-    tolerance: float = 1e-2,
-    init: Init = "kmeans",
-    num_restarts: int = 1,
-    sample_weights: Any = None,
-    labels: Any = None,
-    priors: Priors | None = None,
-    variance_floor: Any = None,
-    frozen: Collection[str] = (),
-    learning_rate: float | None = None,
-    callbacks: Sequence[Callback] = (),
-    progress: bool = False,
-    generator: torch.Generator | None = None,
+    method: Method,
+    num_iterations: int,
+    tolerance: float,
+    init: Init,
+    num_restarts: int,
+    sample_weights: Any,
+    labels: Any,
+    priors: Priors | None,
+    variance_floor: Any,
+    frozen: Collection[str],
+    learning_rate: float | None,
+    callbacks: Sequence[Callback],
+    progress: bool,
+    generator: torch.Generator | None,
 ) -> FitReport:
-    """The free function behind `EmissionHMM.fit`, whose docstring says what it does."""
+    """The free function behind `EmissionHMM.fit`, which has the defaults and says what it does."""
     started = time.perf_counter()
     for name, value, known in (("method", method, get_args(Method)), ("init", init, get_args(Init))):
         if value not in known:
@@ -278,18 +278,23 @@ class Source:
             longest = data[order[start]]
             count = max(1, LARGEST_BATCH // max(1, longest.numel()))
             chosen = order[start : start + count]
-            pad = torch.nn.utils.rnn.pad_sequence
-            ends = torch.tensor([len(data[i]) for i in chosen])
+            x, ends = padded([data[i] for i in chosen])
             found.append(
                 self._checked(
-                    pad([data[i] for i in chosen], batch_first=True),
+                    x,
                     None if bool((ends == ends[0]).all()) else ends,
                     None if weights is None else weights[chosen],
-                    None if labels is None else pad([labels[i] for i in chosen], batch_first=True, padding_value=-1),
+                    None if labels is None else padded([labels[i] for i in chosen], -1)[0],
                 )
             )
             start += count
         return found
+
+
+def padded(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Sequences as one tensor (B, T, ...), `value` in the padding, and their lengths (B,)."""
+    lengths = torch.tensor([len(x) for x in sequences], device=sequences[0].device)
+    return torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=value), lengths
 
 
 def _held(model: EmissionHMM, frozen: Collection[str]) -> dict[str, Tensor]:
@@ -304,13 +309,12 @@ def _held(model: EmissionHMM, frozen: Collection[str]) -> dict[str, Tensor]:
 def _start(model: EmissionHMM, source: Source, init: Init, generator: torch.Generator | None) -> None:
     """Parameters to start from, of the batches that fit into LARGEST_BATCH together."""
     sequences = list(source.sequences())
-    pad = torch.nn.utils.rnn.pad_sequence
-    x, lengths = pad([x for x, _ in sequences], batch_first=True), torch.tensor([len(x) for x, _ in sequences])
+    x, lengths = padded([x for x, _ in sequences])
     labels = None
     if any(y is not None for _, y in sequences):
-        labels = pad([y for _, y in sequences if y is not None], batch_first=True, padding_value=-1)
+        labels, _ = padded([y for _, y in sequences if y is not None], -1)
     begin = model.initialize_from_data if init == "kmeans" else model.initialize_randomly
-    begin(x, lengths.to(x.device), generator=generator, labels=labels)
+    begin(x, lengths, generator=generator, labels=labels)
 
 
 class _Run:
@@ -496,21 +500,23 @@ class _Run:
         x, lengths, is_missing = model._prepare(batch.x, batch.lengths, "data")
         x = _wide(x) if x.is_floating_point() else x
         device = parameters.log_initial.device
-        is_allowed = None
-        if batch.labels is not None:
-            labels = batch.labels.to(device)[..., None]
-            is_allowed = (labels < 0) | (labels == torch.arange(model.num_states, device=device))
-        found = learning.expected_statistics(
+        return learning.expected_statistics(
             parameters,
             self._family,
             x,
             lengths=lengths,
             weights=None if batch.weights is None else batch.weights.to(device),
             is_observed=None if is_missing is None else ~is_missing,
-            is_allowed=is_allowed,
+            is_allowed=self._allowed(batch, device),
             method=method,
         )
-        return found
+
+    def _allowed(self, batch: Batch, device: torch.device) -> Tensor | None:
+        """(..., T, K): the state of the label, or all; None without labels."""
+        if batch.labels is None:
+            return None
+        labels = batch.labels.to(device)[..., None]
+        return (labels < 0) | (labels == torch.arange(self._model.num_states, device=device))
 
     def _of_all(self, found: Statistics) -> Statistics:
         """Statistics of all processes together, checked."""
@@ -524,11 +530,10 @@ class _Run:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         model = self._model
-        if batch.labels is None:
+        is_allowed = self._allowed(batch, batch.x.device)
+        if is_allowed is None:
             likelihood = model(batch.x, batch.lengths)
         else:
-            labels = batch.labels[..., None]
-            is_allowed = (labels < 0) | (labels == torch.arange(model.num_states, device=labels.device))
             likelihood = model._restricted(batch.x, batch.lengths, is_allowed)
         weights = 1.0 if batch.weights is None else batch.weights.to(likelihood)
         num_steps = batch.x.shape[batch.x.ndim - len(model.frame_shape) - 1]

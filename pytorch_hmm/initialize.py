@@ -100,6 +100,17 @@ def moments(points: Tensor, labels: Tensor, fallback: Tensor, covariance_type: s
     return Moments(counts, means, found.mean(1) if covariance_type == "spherical" else found)
 
 
+def best_names(overlaps: Tensor) -> Tensor:
+    """The permutation (K,) of columns that makes the sum of overlaps (K, K) beside the rows largest.
+
+    References: Kuhn 1955, by scipy.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    _, names = linear_sum_assignment(-overlaps.cpu().numpy())
+    return torch.as_tensor(names, device=overlaps.device)
+
+
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """The centre (N,) nearest to each point; ties go to the first."""
     return torch.cat([torch.cdist(part, centres).argmin(1) for part in torch.split(points, 65_536)])

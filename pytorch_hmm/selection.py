@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hmm_functional._check import need_count
 
 from .emission import EmissionHMM
-from .fit import NotConverged
+from .fit import NotConverged, padded
+from .initialize import best_names
 
 Criterion = Literal["cross_validation", "bic", "aic"]
 
@@ -73,9 +73,7 @@ def select_num_states(
             scores[k] = _held_out(lambda: make(k), sequences, order, folds, generator, options)  # noqa: B023
         else:
             model = _fitted(make(k), sequences, generator, options)
-            total = sum(model(x).item() for x in sequences)
-            frames, free = sum(len(x) for x in sequences), model.num_free_parameters()
-            scores[k] = (np.log(frames) if criterion == "bic" else 2.0) * free - 2.0 * total
+            scores[k] = float(getattr(model, criterion)(*padded(sequences)))
     best = max if criterion == "cross_validation" else min
     return Selection(best(scores, key=lambda k: scores[k]), scores)
 
@@ -116,16 +114,11 @@ def match_states(model: EmissionHMM, reference: EmissionHMM, x: Tensor, lengths:
 
     Returns:
         (K,) int64, a permutation: `model.means[order]` lie beside `reference.means`.
-
-    References: Kuhn 1955 (the assignment), by scipy.
     """
-    from scipy.optimize import linear_sum_assignment
-
     if model.num_states != reference.num_states:
         raise ValueError(f"model: expected {reference.num_states} states as the reference has, got {model.num_states}")
     mine, theirs = (m.forward_backward(x, lengths)[0].double().flatten(0, -2) for m in (model, reference))
-    _, order = linear_sum_assignment(-(theirs.mT @ mine).cpu().numpy())
-    return torch.as_tensor(order, device=x.device)
+    return best_names(theirs.mT @ mine)
 
 
 class _Reader(nn.Module):

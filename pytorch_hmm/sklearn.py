@@ -23,7 +23,7 @@ from hmm_functional.emissions import GaussianPrior
 from hmm_functional.learning import Priors
 
 from .emission import EmissionHMM
-from .fit import FitReport, NotConverged
+from .fit import FitReport, NotConverged, padded
 
 
 class Monitor(NamedTuple):
@@ -41,8 +41,9 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
     `get_stationary_distribution` are hmmlearn's: X holds sequences one after the other, `lengths` their lengths.
     """
 
-    _letters = ""
-    """Of `params` and `init_params`, beside s (start) and t (transitions)."""
+    def _keep_arguments(self, given: dict[str, Any]) -> None:
+        """The constructor's arguments, as attributes of their names: what scikit-learn's `clone` needs."""
+        self.__dict__.update({name: value for name, value in given.items() if name != "self"})
 
     def fit(self, X: Any, y: Any = None, lengths: Any = None) -> Self:
         """Learn from X (n_samples, n_features) by EM, starting from what `init_params` does not ask to be set.
@@ -53,18 +54,16 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
         X, sequences = self._sequences(X, lengths)
         generator = self._generator()
         model: Any = self._new_model(X)
-        model.initialize_from_data(*_padded(sequences), generator=generator)
+        model.initialize_from_data(*padded(sequences), generator=generator)
         uniform = torch.full((self.n_components, self.n_components), 1.0 / self.n_components).log()
         model.log_initial, model.log_transition = uniform[0], uniform
-        for letter, names in self._attributes().items():
-            given = all(hasattr(self, name) for name in names)
-            if given and letter not in self.init_params:
+        for letter, name in self._attributes().items():
+            if hasattr(self, name) and letter not in self.init_params:
                 self._take(model, letter)
         if "c" in self.init_params and hasattr(model, "covariances"):  # as hmmlearn starts
-            least = self.min_covar * torch.ones((), dtype=torch.float64)
             is_matrix = self.covariance_type in ("full", "tied")
-            added = least * torch.eye(model.covariances.shape[-1], dtype=torch.float64) if is_matrix else least
-            model.covariances = model.covariances.detach() + added
+            unit = torch.eye(X.shape[1], dtype=torch.float64) if is_matrix else 1.0
+            model.covariances = model.covariances.detach() + self.min_covar * unit
         frozen = [self._place(letter) for letter in self._attributes() if letter not in self.params]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotConverged)
@@ -86,7 +85,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
         """log p(X), summed over the sequences."""
         _, sequences = self._sequences(X, y if lengths is None else lengths)
         with torch.no_grad():
-            return float(self._model()(*_padded(sequences)).sum())
+            return float(self._model()(*padded(sequences)).sum())
 
     def decode(self, X: Any, lengths: Any = None, algorithm: str | None = None) -> tuple[float, Any]:
         """The most probable states, and their log p(X, states); with "map" state by state, and expected hits."""
@@ -94,7 +93,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
         algorithm = self.algorithm if algorithm is None else algorithm
         if algorithm not in ("viterbi", "map"):
             raise ValueError(f"algorithm: expected 'viterbi' or 'map', got {algorithm!r}")
-        x, ends = _padded(sequences)
+        x, ends = padded(sequences)
         with torch.no_grad():
             if algorithm == "viterbi":
                 states, scores = self._model().viterbi_decode(x, ends)
@@ -109,7 +108,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: Any, lengths: Any = None) -> tuple[float, Any]:
         """log p(X) and posterior probabilities (n_samples, n_components)."""
         _, sequences = self._sequences(X, lengths)
-        x, ends = _padded(sequences)
+        x, ends = padded(sequences)
         with torch.no_grad():
             posteriors, likelihood = self._model().forward_backward(x, ends)
         return float(likelihood.sum()), _joined(posteriors, ends)
@@ -125,11 +124,11 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
 
     def aic(self, X: Any, lengths: Any = None) -> float:
         """Akaike's information criterion; lower is better."""
-        return float(self._model().aic(*_padded(self._sequences(X, lengths)[1])))
+        return float(self._model().aic(*padded(self._sequences(X, lengths)[1])))
 
     def bic(self, X: Any, lengths: Any = None) -> float:
         """Schwarz's information criterion; lower is better."""
-        return float(self._model().bic(*_padded(self._sequences(X, lengths)[1])))
+        return float(self._model().bic(*padded(self._sequences(X, lengths)[1])))
 
     def get_stationary_distribution(self) -> Any:
         """The distribution that the transitions leave as it is, (n_components,)."""
@@ -142,11 +141,11 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
         """A module for observations like X."""
         raise NotImplementedError
 
-    def _attributes(self) -> dict[str, tuple[str, ...]]:
+    def _attributes(self) -> dict[str, str]:
         """The attributes that hold the parameters, by their letter."""
-        return {"s": ("startprob_",), "t": ("transmat_",), **self._own_attributes}
+        return {"s": "startprob_", "t": "transmat_", **self._own_attributes}
 
-    _own_attributes: dict[str, tuple[str, ...]]
+    _own_attributes: dict[str, str]
 
     def _read(self, model: Any, letter: str) -> Any:
         """Parameters of the model as NumPy arrays, probabilities not logs."""
@@ -167,7 +166,7 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
         return {**names, **self._places}[letter]
 
     def _take(self, model: Any, letter: str) -> None:
-        (name,) = self._attributes()[letter]
+        name = self._attributes()[letter]
         self._write(model, letter, getattr(self, f"_{name}" if letter == "c" else name))
 
     def _priors(self) -> Priors:
@@ -180,14 +179,14 @@ class _BaseHMM(BaseEstimator):  # type: ignore[misc]
 
     def _keep(self, model: EmissionHMM, report: FitReport) -> None:
         self.model_, self.report_ = model, report
-        for letter, (name,) in self._attributes().items():
+        for letter, name in self._attributes().items():
             setattr(self, name, self._read(model, letter))
         self.monitor_ = Monitor(report.history[:-1], len(report.history) - 1, report.converged)
 
     def _model(self) -> Any:
         """The module, with what was assigned to the attributes since."""
         names = self._attributes()
-        missing = [name for (name,) in names.values() if not hasattr(self, name)]
+        missing = [name for name in names.values() if not hasattr(self, name)]
         if missing:
             raise NotFittedError(f"{type(self).__name__}: fit it first, or assign {', '.join(missing)}")
         model = self._new_model(None)
@@ -220,8 +219,7 @@ class GaussianHMM(_BaseHMM):
     more.
     """
 
-    _letters = "mc"
-    _own_attributes = {"m": ("means_",), "c": ("covars_",)}  # noqa: RUF012
+    _own_attributes = {"m": "means_", "c": "covars_"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -243,23 +241,7 @@ class GaussianHMM(_BaseHMM):
         init_params: str = "stmc",
         implementation: str = "log",
     ) -> None:
-        self.n_components = n_components
-        self.covariance_type = covariance_type
-        self.min_covar = min_covar
-        self.startprob_prior = startprob_prior
-        self.transmat_prior = transmat_prior
-        self.means_prior = means_prior
-        self.means_weight = means_weight
-        self.covars_prior = covars_prior
-        self.covars_weight = covars_weight
-        self.algorithm = algorithm
-        self.random_state = random_state
-        self.n_iter = n_iter
-        self.tol = tol
-        self.verbose = verbose
-        self.params = params
-        self.init_params = init_params
-        self.implementation = implementation
+        self._keep_arguments(locals())
 
     @property
     def covars_(self) -> Any:
@@ -277,7 +259,7 @@ class GaussianHMM(_BaseHMM):
 
     def _new_model(self, X: Any) -> EmissionHMM:
         dim = X.shape[1] if X is not None else np.asarray(self.means_).shape[1]
-        return pytorch_hmm.GaussianHMM(self.n_components, dim, self.covariance_type).double()  # type: ignore[arg-type]
+        return pytorch_hmm.GaussianHMM(self.n_components, dim, self.covariance_type).double()
 
     def _emission_prior(self) -> GaussianPrior:
         scale = _tensor(self.covars_prior)
@@ -298,8 +280,7 @@ class GaussianHMM(_BaseHMM):
 class GMMHMM(GaussianHMM):
     """hmmlearn's `GMMHMM`: a mixture of `n_mix` Gaussians a state, by exact EM (hmmlearn's is not exact)."""
 
-    _letters = "mcw"
-    _own_attributes = {"m": ("means_",), "c": ("covars_",), "w": ("weights_",)}  # noqa: RUF012
+    _own_attributes = {"m": "means_", "c": "covars_", "w": "weights_"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -323,27 +304,7 @@ class GMMHMM(GaussianHMM):
         init_params: str = "stmcw",
         implementation: str = "log",
     ) -> None:
-        super().__init__(
-            n_components,
-            covariance_type,
-            min_covar,
-            startprob_prior,
-            transmat_prior,
-            means_prior,
-            means_weight,
-            covars_prior,
-            covars_weight,
-            algorithm,
-            random_state,
-            n_iter,
-            tol,
-            verbose,
-            params,
-            init_params,
-            implementation,
-        )
-        self.n_mix = n_mix
-        self.weights_prior = weights_prior
+        self._keep_arguments(locals())
 
     def _new_model(self, X: Any) -> EmissionHMM:
         dim = X.shape[1] if X is not None else np.asarray(self.means_).shape[-1]
@@ -354,8 +315,7 @@ class GMMHMM(GaussianHMM):
 class CategoricalHMM(_BaseHMM):
     """hmmlearn's `CategoricalHMM`: symbols 0..n_features-1 in X (n_samples, 1)."""
 
-    _letters = "e"
-    _own_attributes = {"e": ("emissionprob_",)}  # noqa: RUF012
+    _own_attributes = {"e": "emissionprob_"}  # noqa: RUF012
     _places = {"e": "log_probs"}  # noqa: RUF012
 
     def __init__(
@@ -375,19 +335,7 @@ class CategoricalHMM(_BaseHMM):
         init_params: str = "ste",
         implementation: str = "log",
     ) -> None:
-        self.n_components = n_components
-        self.startprob_prior = startprob_prior
-        self.transmat_prior = transmat_prior
-        self.emissionprob_prior = emissionprob_prior
-        self.n_features = n_features
-        self.algorithm = algorithm
-        self.random_state = random_state
-        self.n_iter = n_iter
-        self.tol = tol
-        self.verbose = verbose
-        self.params = params
-        self.init_params = init_params
-        self.implementation = implementation
+        self._keep_arguments(locals())
 
     def _new_model(self, X: Any) -> EmissionHMM:
         given = np.asarray(self.emissionprob_).shape[1] if X is None else self.n_features
@@ -407,8 +355,7 @@ class CategoricalHMM(_BaseHMM):
 class PoissonHMM(_BaseHMM):
     """hmmlearn's `PoissonHMM`: counts in X (n_samples, n_features)."""
 
-    _letters = "l"
-    _own_attributes = {"l": ("lambdas_",)}  # noqa: RUF012
+    _own_attributes = {"l": "lambdas_"}  # noqa: RUF012
     _places = {"l": "rates"}  # noqa: RUF012
 
     def __init__(
@@ -427,19 +374,7 @@ class PoissonHMM(_BaseHMM):
         init_params: str = "stl",
         implementation: str = "log",
     ) -> None:
-        self.n_components = n_components
-        self.startprob_prior = startprob_prior
-        self.transmat_prior = transmat_prior
-        self.lambdas_prior = lambdas_prior
-        self.lambdas_weight = lambdas_weight
-        self.algorithm = algorithm
-        self.random_state = random_state
-        self.n_iter = n_iter
-        self.tol = tol
-        self.verbose = verbose
-        self.params = params
-        self.init_params = init_params
-        self.implementation = implementation
+        self._keep_arguments(locals())
 
     def _new_model(self, X: Any) -> EmissionHMM:
         dim = X.shape[1] if X is not None else np.asarray(self.lambdas_).shape[1]
@@ -453,11 +388,6 @@ def _tensor(value: Any) -> Any:
     """A number, or a float64 tensor."""
     array = np.asarray(value, dtype=np.float64)
     return float(array) if array.ndim == 0 else torch.from_numpy(array)
-
-
-def _padded(sequences: list[Any]) -> tuple[Any, Any]:
-    ends = torch.tensor([len(x) for x in sequences])
-    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), ends
 
 
 def _joined(x: Any, ends: Any) -> Any:

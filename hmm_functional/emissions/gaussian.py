@@ -8,16 +8,7 @@ from typing import Any, NamedTuple
 from .._check import need_shape
 from ..backend import Array, backend_of
 from .density import Density, can_compile, common, compiled_log_prob, need_covariances, over_frames
-from .moments import (
-    GaussianPrior,
-    GaussianStatistics,
-    bounded,
-    centre_of,
-    maximize_gaussians,
-    recentred,
-    weighted_moments,
-    wide,
-)
+from .moments import GaussianFamily, GaussianPrior, GaussianStatistics, centre_of, maximize_gaussians, weighted_moments
 
 
 def gaussian_log_prob(observations: Array, means: Array, covariances: Array, *, covariance_type: str = "diag") -> Array:
@@ -75,7 +66,7 @@ class GaussianParameters(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(GaussianFamily):
     """The family of Gaussian emissions, for `hmm_functional.learning`.
 
     Args:
@@ -84,8 +75,6 @@ class Gaussian:
         prior: what is believed of means and covariances beforehand; default nothing (maximum likelihood).
     """
 
-    covariance_type: str = "diag"
-    variance_floor: Any = 1e-12
     prior: GaussianPrior | None = None
 
     def log_prob(self, observations: Array, parameters: GaussianParameters) -> Array:
@@ -109,20 +98,6 @@ class Gaussian:
                 statistics, *parameters, self.covariance_type, floor=self.variance_floor, prior=self.prior
             )
         )
-
-    def bounded(self, parameters: GaussianParameters) -> GaussianParameters:
-        """The parameters with variances raised to the floor, so that the first M-step cannot lose by it."""
-        backend = backend_of(covariances=parameters.covariances)
-        covariances = bounded(backend, parameters.covariances, self.covariance_type, self.variance_floor)
-        return parameters._replace(covariances=covariances)
-
-    def moved(
-        self, statistics: GaussianStatistics, old: GaussianParameters, new: GaussianParameters
-    ) -> GaussianStatistics:
-        """Statistics made with the old parameters, as if with the new ones' centre."""
-        backend = backend_of(means=old.means)
-        shift = wide(backend, centre_of(backend, old.means)) - wide(backend, centre_of(backend, new.means))
-        return recentred(statistics, shift, self.covariance_type)
 
     def log_prior(self, parameters: GaussianParameters) -> Any:
         """log density of the parameters before any data, up to a constant; 0 without a prior."""

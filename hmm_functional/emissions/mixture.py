@@ -19,14 +19,13 @@ from .density import (
     over_frames,
 )
 from .moments import (
+    GaussianFamily,
     GaussianPrior,
     GaussianStatistics,
-    bounded,
     centre_of,
     maximize_gaussians,
-    recentred,
+    summed,
     weighted_moments,
-    wide,
 )
 
 
@@ -106,15 +105,13 @@ class MixtureParameters(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GaussianMixture:
+class GaussianMixture(GaussianFamily):
     """The family of mixtures of Gaussians, for `hmm_functional.learning`; arguments as `Gaussian`'s.
 
     Args:
         concentration: of the Dirichlet prior of each state's weights, a number or (K, M), at least 1.
     """
 
-    covariance_type: str = "diag"
-    variance_floor: Any = 1e-12
     prior: GaussianPrior | None = None
     concentration: Any = 1.0
 
@@ -136,16 +133,15 @@ class GaussianMixture:
         frames = xp.where(xp.sum(posteriors, axis=-1, keepdims=True) > 0, frames, centre)
         density = _density(backend, frames, means, covariances, self.covariance_type)
         length = max(1, WORKSPACE // density.cost)
-        found: GaussianStatistics | None = None
-        for start in range(0, max(1, frames.shape[0]), length):
+
+        def moments(start: int) -> GaussianStatistics:
             part = frames[start : start + length, ...]
             scores = density.log_prob(part, *density.parameters)
             shares = softmax(backend, xp.reshape(scores, (-1, num_states, num_mixtures)) + log_weights)
             weights = xp.reshape(shares * posteriors[start : start + length, :, None], (-1, num_states * num_mixtures))
-            one = weighted_moments(backend, part, weights, centre, self.covariance_type)
-            found = one if found is None else GaussianStatistics(*(x + y for x, y in zip(found, one, strict=True)))
-        assert found is not None
-        return found
+            return weighted_moments(backend, part, weights, centre, self.covariance_type)
+
+        return summed(moments(start) for start in range(0, max(1, frames.shape[0]), length))
 
     def m_step(self, statistics: GaussianStatistics, parameters: MixtureParameters) -> MixtureParameters:
         """The parameters of highest expected log-density (and prior); a component without frames keeps its own."""
@@ -158,20 +154,6 @@ class GaussianMixture:
         counts = xp.reshape(statistics.counts, log_weights.shape)
         weights = maximize_probabilities(backend, counts, log_weights, self.concentration)
         return MixtureParameters(weights, xp.reshape(moved, means.shape), spread)
-
-    def bounded(self, parameters: MixtureParameters) -> MixtureParameters:
-        """The parameters with variances raised to the floor, so that the first M-step cannot lose by it."""
-        backend = backend_of(covariances=parameters.covariances)
-        covariances = bounded(backend, parameters.covariances, self.covariance_type, self.variance_floor)
-        return parameters._replace(covariances=covariances)
-
-    def moved(
-        self, statistics: GaussianStatistics, old: MixtureParameters, new: MixtureParameters
-    ) -> GaussianStatistics:
-        """Statistics made with the old parameters, as if with the new ones' centre."""
-        backend = backend_of(means=old.means)
-        shift = wide(backend, centre_of(backend, old.means)) - wide(backend, centre_of(backend, new.means))
-        return recentred(statistics, shift, self.covariance_type)
 
     def log_prior(self, parameters: MixtureParameters) -> Any:
         """log density of the parameters before any data, up to a constant; 0 without a prior."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar
 
 from ..backend import Array, Backend, backend_of
 from .density import WORKSPACE
+
+Parameters = TypeVar("Parameters")
 
 
 class GaussianStatistics(NamedTuple):
@@ -98,13 +102,8 @@ def weighted_moments(
     dim, count = observations.shape[-1], weights.shape[-1]
     frames, weights = xp.reshape(observations, (-1, dim)), xp.reshape(weights, (-1, count))
     length = max(1, WORKSPACE // (dim + count))
-    found: GaussianStatistics | None = None
-    for start in range(0, max(1, frames.shape[0]), length):
-        part = slice(start, start + length)
-        one = _moments(backend, frames[part, ...], weights[part, ...], centre, covariance_type)
-        found = one if found is None else GaussianStatistics(*(x + y for x, y in zip(found, one, strict=True)))
-    assert found is not None
-    return found
+    parts = (slice(start, start + length) for start in range(0, max(1, frames.shape[0]), length))
+    return summed(_moments(backend, frames[part, ...], weights[part, ...], centre, covariance_type) for part in parts)
 
 
 def _moments(
@@ -197,6 +196,32 @@ def maximize_gaussians(
     found = bounded(backend, found, covariance_type, floor)
     found = xp.where(is_known, found, wide(backend, xp.reshape(covariances, scatter.shape)))
     return xp.astype(offset + centre, dtype), xp.astype(xp.reshape(found, covariances.shape), dtype)
+
+
+@dataclass(frozen=True)
+class GaussianFamily:
+    """What families with means and covariances share; their parameters are NamedTuples with fields of these names."""
+
+    covariance_type: str = "diag"
+    variance_floor: Any = 1e-12
+
+    def bounded(self, parameters: Parameters) -> Parameters:
+        """The parameters with variances raised to the floor, so that the first M-step cannot lose by it."""
+        given: Any = parameters
+        backend = backend_of(covariances=given.covariances)
+        covariances = bounded(backend, given.covariances, self.covariance_type, self.variance_floor)
+        return given._replace(covariances=covariances)  # type: ignore[no-any-return]
+
+    def moved(self, statistics: Any, old: Any, new: Any) -> Any:
+        """Statistics made with the old parameters, as if with the new ones' centre."""
+        backend = backend_of(means=old.means)
+        shift = wide(backend, centre_of(backend, old.means)) - wide(backend, centre_of(backend, new.means))
+        return recentred(statistics, shift, self.covariance_type)
+
+
+def summed(parts: Iterable[GaussianStatistics]) -> GaussianStatistics:
+    """The statistics of all parts together."""
+    return reduce(lambda x, y: GaussianStatistics(*(a + b for a, b in zip(x, y, strict=True))), parts)
 
 
 def bounded(backend: Backend, covariances: Array, covariance_type: str, floor: Any) -> Array:

@@ -10,16 +10,7 @@ from .._check import need_shape
 from ..backend import Array, Backend, backend_of
 from .density import common, need_covariances
 from .gaussian import gaussian_log_prob
-from .moments import (
-    GaussianStatistics,
-    bounded,
-    centre_of,
-    is_seen,
-    maximize_gaussians,
-    recentred,
-    weighted_moments,
-    wide,
-)
+from .moments import GaussianFamily, GaussianStatistics, centre_of, is_seen, maximize_gaussians, weighted_moments, wide
 
 _LEAST, _MOST = 0.1, 1e6
 """Degrees of freedom that the M-step looks between; the most is a Gaussian to six digits."""
@@ -116,7 +107,7 @@ class StudentTStatistics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StudentT:
+class StudentT(GaussianFamily):
     """The family of multivariate Student t emissions, for `hmm_functional.learning`.
 
     Args:
@@ -127,8 +118,6 @@ class StudentT:
     References: Liu and Rubin 1995, sections 2 and 3 (EM, with u as missing data).
     """
 
-    covariance_type: str = "diag"
-    variance_floor: Any = 1e-12
     learns_degrees: bool = True
 
     def log_prob(self, observations: Array, parameters: StudentTParameters) -> Array:
@@ -171,19 +160,9 @@ class StudentT:
             degrees = xp.where(has_any, found, degrees)
         return StudentTParameters(means, covariances, degrees)
 
-    def bounded(self, parameters: StudentTParameters) -> StudentTParameters:
-        """The parameters with variances raised to the floor, so that the first M-step cannot lose by it."""
-        backend = backend_of(covariances=parameters.covariances)
-        covariances = bounded(backend, parameters.covariances, self.covariance_type, self.variance_floor)
-        return parameters._replace(covariances=covariances)
-
-    def moved(
-        self, statistics: StudentTStatistics, old: StudentTParameters, new: StudentTParameters
-    ) -> StudentTStatistics:
+    def moved(self, statistics: StudentTStatistics, old: Any, new: Any) -> StudentTStatistics:
         """Statistics made with the old parameters, as if with the new ones' centre."""
-        backend = backend_of(means=old.means)
-        shift = wide(backend, centre_of(backend, old.means)) - wide(backend, centre_of(backend, new.means))
-        return statistics._replace(moments=recentred(statistics.moments, shift, self.covariance_type))
+        return statistics._replace(moments=super().moved(statistics.moments, old, new))
 
     def log_prior(self, parameters: StudentTParameters) -> Any:
         """0: there is no prior."""
