@@ -606,9 +606,13 @@ def _wide(x: Tensor) -> Tensor:
     return x.detach() if x.device.type == "mps" else x.detach().double()
 
 
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _sum_of_processes(x: Tensor) -> Tensor:
     """`x` summed over the processes of torch.distributed, where there are several."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_distributed():
         return x
     found = x.clone()
     torch.distributed.all_reduce(found)
@@ -616,14 +620,12 @@ def _sum_of_processes(x: Tensor) -> Tensor:
 
 
 def _num_processes() -> int:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1
-    return int(torch.distributed.get_world_size())
+    return int(torch.distributed.get_world_size()) if _is_distributed() else 1
 
 
 def _as_the_first(model: EmissionHMM) -> None:
     """The parameters of the first process, in all of them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _is_distributed():
         for value in model.state_dict().values():
             torch.distributed.broadcast(value, 0)
 

@@ -90,6 +90,9 @@ class JaxBackend:
             raise TypeError(f"rng: expected a JAX key (jax.random.key), got {type(rng).__name__}")
         return jax.random.uniform(rng, shape, like.dtype)
 
+    def is_stored(self, x: Any) -> bool:
+        return False
+
     def form(self, arrays: Sequence[Any]) -> Any:
         return None
 

@@ -101,8 +101,11 @@ class NumpyBackend:
             raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
         return self.xp.astype(self.xp.asarray(rng.random(shape)), like.dtype)
 
+    def is_stored(self, x: Any) -> bool:
+        return isinstance(x, np.ndarray) and x.dtype.isnative and not any(s % x.itemsize for s in x.strides)
+
     def form(self, arrays: Sequence[Any]) -> Any:
-        if self.name != "numpy" or not all(type(x) is np.ndarray and x.dtype.isnative for x in arrays):
+        if self.name != "numpy" or not all(type(x) is np.ndarray and self.is_stored(x) for x in arrays):
             return None
         return tuple((x.shape, x.strides, x.dtype) for x in arrays)
 

@@ -85,6 +85,9 @@ class Backend(Protocol):
     def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
         """Uniform numbers in [0, 1) drawn from `rng`, with the dtype and device of `like`."""
 
+    def is_stored(self, x: Any) -> bool:
+        """Whether `x` is a plain array in the CPU's memory, whose elements lie at its address and may be read there."""
+
     def form(self, arrays: Sequence[Any]) -> Any:
         """All that a call on arrays in the CPU's memory depends on but their values, hashable.
 

@@ -109,14 +109,20 @@ class TorchBackend:
         drawn = torch.rand(shape, generator=rng, dtype=like.dtype, device=rng.device)
         return drawn.to(like.device)
 
+    def is_stored(self, x: Any) -> bool:
+        if not (type(x) is Tensor or type(x) is torch.nn.Parameter) or not x.is_cpu or x.is_neg():
+            return False  # other classes may have no storage, or keep it elsewhere
+        # torch.jit.trace and make_fx write operations down, and would see none
+        if torch._C._get_tracing_state() is not None or _is_proxied():
+            return False
+        return not torch._C._functorch.is_legacy_batchedtensor(x)
+
     def form(self, arrays: Sequence[Any]) -> Any:
-        if self.is_traced() or _forward_mode_is_on() or torch._C._get_tracing_state() is not None or _is_proxied():
+        if self.is_traced() or _forward_mode_is_on():
             return None
-        functorch, is_grad, found = torch._C._functorch, torch.is_grad_enabled(), []
+        is_grad, found = torch.is_grad_enabled(), []
         for x in arrays:
-            if not (type(x) is Tensor or type(x) is torch.nn.Parameter) or not x.is_cpu or x.is_neg():
-                return None
-            if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
+            if not self.is_stored(x) or torch._C._functorch.is_functorch_wrapped_tensor(x):
                 return None
             if is_grad and x.requires_grad:
                 return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, find_backend
 
 LARGE = 2**19
 """Elements from which the first touch of fresh memory costs more than what is written there."""
@@ -18,20 +19,14 @@ _NAMES = {"f32": "float32", "f64": "float64", "i64": "int64"}
 
 def is_readable(x: Array) -> bool:
     """Whether compiled kernels can read `x` where it lies: float32 or float64 in the memory of the CPU."""
-    if isinstance(x, np.ndarray):
-        size = x.itemsize
-        return x.dtype in (np.float32, np.float64) and x.dtype.isnative and not any(s % size for s in x.strides)
-    torch = sys.modules.get("torch")
-    if torch is None or not (type(x) is torch.Tensor or type(x) is torch.nn.Parameter) or not x.is_cpu:
-        return False  # other classes may have no storage, or keep it elsewhere
-    if x.is_neg() or torch._C._functorch.is_legacy_batchedtensor(x):
-        return False
-    # torch.jit.trace and make_fx write operations down, and would see none
-    if torch._C._get_tracing_state() is not None:
-        return False
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
-        return False
-    return x.dtype is torch.float32 or x.dtype is torch.float64
+    backend = find_backend(x)
+    return backend is not None and backend.is_stored(x) and _is_float(x.dtype)
+
+
+@cache
+def _is_float(dtype: Any) -> bool:
+    """Whether the dtype of either library is float32 or float64."""
+    return str(dtype).rpartition(".")[2] in ("float32", "float64")
 
 
 def address(x: Array) -> int:
