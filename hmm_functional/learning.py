@@ -19,8 +19,9 @@ from .backend import Array, backend_of, find_backend
 from .chain import Chain, chain_of
 from .decode import viterbi
 from .edges import Edges, on_device
-from .emissions.categorical import dirichlet_log_density, maximize_probabilities
-from .emissions.moments import is_seen, wide
+from .emissions.categorical import dirichlet_log_density, maximize_groups, maximize_probabilities
+from .emissions.constraints import held
+from .emissions.moments import wide
 from .gradient import STATISTICS
 from .likelihood import forward_pass
 from .structure import Dense, gather
@@ -37,7 +38,10 @@ class Family(Protocol):
         """Sums over all frames, weighted by posteriors (..., T, K), which are 0 where nothing was observed."""
 
     def m_step(self, statistics: Any, parameters: Any) -> Any:
-        """The parameters of highest expected log-density; what has no weight keeps its old parameters."""
+        """The parameters of highest expected log-density; what has no weight keeps its old parameters.
+
+        Where entries are fixed it is given them as a third argument, see `maximize`.
+        """
 
     def log_prior(self, parameters: Any) -> Any:
         """log density of the parameters before any data, up to a constant; 0.0 without a prior."""
@@ -179,7 +183,12 @@ def _along_best_paths(chain: Chain, scale: Array, kernel: str) -> tuple[Array, A
 
 
 def maximize(
-    statistics: Statistics, parameters: HMMParameters, family: Family, *, priors: Priors | None = None
+    statistics: Statistics,
+    parameters: HMMParameters,
+    family: Family,
+    *,
+    priors: Priors | None = None,
+    fixed: HMMParameters | None = None,
 ) -> HMMParameters:
     """The M-step: parameters of highest expected log-probability (and prior density).
 
@@ -188,15 +197,19 @@ def maximize(
     Args:
         parameters: those that the statistics were made with.
         priors: of the chain; those of the emissions belong to the family.
+        fixed: booleans in place of the parameters, or None for no entry, True for all: which stay as they are, bit for
+            bit. Probabilities that are not fixed share what the fixed ones of their row leave.
     """
     priors = Priors() if priors is None else priors
     need_concentrations(priors, parameters.log_initial.shape[-1])
     log_initial, log_transition, emission = parameters
     backend = backend_of(log_initial=log_initial)
+    stays = HMMParameters(None, None, None) if fixed is None else fixed
+    options = () if stays.emission is None else (stays.emission,)
     return HMMParameters(
-        maximize_probabilities(backend, statistics.initial, log_initial, priors.initial),
-        _maximize_transition(statistics.transitions, log_transition, priors.transition),
-        family.m_step(statistics.emission, emission),
+        maximize_probabilities(backend, statistics.initial, log_initial, priors.initial, stays.log_initial),
+        _maximize_transition(statistics.transitions, log_transition, priors.transition, stays.log_transition),
+        family.m_step(statistics.emission, emission, *options),
     )
 
 
@@ -214,19 +227,23 @@ def need_concentrations(priors: Priors, num_states: int) -> None:
             raise ValueError(f"priors.{name}: expected concentrations of at least 1, got {float(least):.6g}")
 
 
-def _maximize_transition(counts: Any, log_transition: Any, concentration: Any) -> Any:
+def _maximize_transition(counts: Any, log_transition: Any, concentration: Any, is_fixed: Any = None) -> Any:
     if isinstance(counts, tuple):
         raise NotImplementedError("a low-rank transition has no M-step here; train it by its gradient")
     if not isinstance(log_transition, Banded | Sparse):
-        return maximize_probabilities(backend_of(log_transition=log_transition), counts, log_transition, concentration)
+        backend = backend_of(log_transition=log_transition)
+        return maximize_probabilities(backend, counts, log_transition, concentration, is_fixed)
     (structure, (weights,)), backend = canonical(log_transition), backend_of(counts=counts)
-    xp, structure = backend.xp, cast(Edges, on_device(structure, backend, weights))
+    edges = cast(Edges, on_device(structure, backend, weights))
     (counts,) = canonical(_like(log_transition, counts))[1]
-    counts = xp.where(weights > -inf, counts + (concentration - 1.0), 0.0)
-    total = gather(backend, structure.sum_by_source(backend, counts), structure.tables[0])
-    has_any = is_seen(xp, total)
-    found = xp.astype(backend.log(counts / xp.where(has_any, total, 1.0)), weights.dtype)
-    found = xp.where(has_any, found, weights)
+    if not isinstance(is_fixed, bool | None):
+        numbers = backend.xp.astype(is_fixed, weights.dtype)
+        is_fixed = canonical(_like(log_transition, numbers))[1][0] > 0
+
+    def of_source(x: Array) -> Array:
+        return gather(backend, edges.sum_by_source(backend, x), edges.tables[0])
+
+    found = maximize_groups(backend, counts, weights, concentration, is_fixed, of_source)
     return _like(log_transition, own_shape(backend, log_transition, (found,), -inf))
 
 
@@ -252,11 +269,18 @@ def log_prior(parameters: HMMParameters, family: Family, priors: Priors | None =
 
 
 def em_step(
-    parameters: HMMParameters, family: Family, observations: Array, *, priors: Priors | None = None, **options: Any
+    parameters: HMMParameters,
+    family: Family,
+    observations: Array,
+    *,
+    priors: Priors | None = None,
+    fixed: HMMParameters | None = None,
+    **options: Any,
 ) -> tuple[HMMParameters, Array]:
     """One iteration of EM: the next parameters, and the log-likelihood of those given.
 
     Args:
+        priors, fixed: as `maximize`.
         options: as `expected_statistics`.
 
     The log-likelihood (plus `log_prior`) of the result is never lower than that of what was given.
@@ -274,7 +298,7 @@ def em_step(
                 [0.2218, 0.7782]])
     """
     statistics = expected_statistics(parameters, family, observations, **options)
-    return maximize(statistics, parameters, family, priors=priors), statistics.log_likelihood
+    return maximize(statistics, parameters, family, priors=priors, fixed=fixed), statistics.log_likelihood
 
 
 def add(first: Any, *others: Any) -> Any:
@@ -293,6 +317,14 @@ def interpolate(old: Any, new: Any, share: float) -> Any:
     References: Cappe and Moulines 2009, equation 13; Liang and Klein 2009.
     """
     return each(lambda x, y: (1.0 - share) * x + share * y, old, new)
+
+
+def keep(fixed: Any, old: Any, new: Any) -> Any:
+    """`new` parameters, and the `old` ones where they are fixed, see `maximize`."""
+    if fixed is None or isinstance(fixed, bool) or not isinstance(new, tuple):
+        return old if fixed is True else new if fixed is None or fixed is False else held(fixed, old, new)
+    parts = [keep(*fields) for fields in zip(fixed, old, new, strict=True)]
+    return type(new)(*parts) if hasattr(new, "_fields") else tuple(parts)
 
 
 def each(function: Callable[..., Any], first: Any, *others: Any) -> Any:

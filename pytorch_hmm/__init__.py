@@ -3,15 +3,26 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .convert import from_hmmlearn, to_hmmlearn
-from .discrete import BernoulliHMM, CategoricalHMM, PoissonHMM
-from .emission import EmissionHMM
+from .discrete import (
+    BernoulliEmission,
+    BernoulliHMM,
+    CategoricalEmission,
+    CategoricalHMM,
+    PoissonEmission,
+    PoissonHMM,
+)
+from .emission import Emission
 from .fit import FitReport, NotConverged, Progress
-from .gaussian import GaussianHMM, StudentTHMM
-from .hmm import BaseHMM, HMMPyTorch
+from .gaussian import GaussianEmission, GaussianHMM
+from .hmm import BaseHMM
 from .layers import HMMLayer
-from .mixture import MixtureGaussianHMM
+from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
+from .product import ProductEmission
+from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors
 from .streaming import StreamingHMMProcessor
+from .student_t import StudentTEmission, StudentTHMM
+from .trainable import EmissionHMM
 
 try:
     __version__ = version("pytorch-hmm")
@@ -20,19 +31,27 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "BaseHMM",
+    "BernoulliEmission",
     "BernoulliHMM",
+    "CategoricalEmission",
     "CategoricalHMM",
+    "Emission",
     "EmissionHMM",
     "FitReport",
+    "GaussianEmission",
     "GaussianHMM",
     "HMMLayer",
     "HMMPyTorch",
+    "MixtureGaussianEmission",
     "MixtureGaussianHMM",
     "NotConverged",
+    "PoissonEmission",
     "PoissonHMM",
+    "ProductEmission",
     "Progress",
     "Selection",
     "StreamingHMMProcessor",
+    "StudentTEmission",
     "StudentTHMM",
     "__version__",
     "from_hmmlearn",

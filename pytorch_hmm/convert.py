@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .discrete import CategoricalHMM, PoissonHMM
-from .emission import EmissionHMM
 from .gaussian import GaussianHMM
 from .mixture import MixtureGaussianHMM
+from .trainable import EmissionHMM
 
 
 def from_hmmlearn(model: Any) -> EmissionHMM:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import hmm_functional as hf
 from hmm_functional._check import need_count
 from hmm_functional.emissions import (
     Bernoulli,
@@ -18,11 +17,151 @@ from hmm_functional.emissions import (
     PoissonParameters,
 )
 
-from ._check import first, is_traced, log_of, parameter_values
-from .emission import EmissionHMM
-from .hmm import ChainOptions
-from .initialize import kmeans
-from .parametrize import LogProbabilities, widened
+from ._check import is_traced, log_of
+from .emission import CountEmission, Emission, of_emission, parameter
+from .parametrize import LogProbabilities, Parametrized, Positive, UnitInterval
+from .trainable import EmissionHMM, EmissionOptions, num_laws
+
+
+class CategoricalEmission(Emission):
+    """Symbols 0..V-1; arguments as `CategoricalHMM`'s."""
+
+    def __init__(self, num_laws: int, num_symbols: int, *, probs: Any = None) -> None:
+        super().__init__(num_laws, ())
+        self.num_symbols = need_count("num_symbols", num_symbols, 1)
+        self.support = (-1, num_symbols)
+        self.wanted = f"symbols 0..{num_symbols - 1}"
+        shape = (num_laws, num_symbols)
+        start = torch.randn(shape).log_softmax(-1) if probs is None else log_of("probs", probs, shape, "(K, V)")
+        self.symbol_distribution = LogProbabilities(start, "(K, V)")
+
+    log_probs = parameter(
+        "log_probs",
+        "symbol_distribution",
+        "log p(symbol given state), (K, V), nats; assignable, -inf becoming a structural zero.",
+    )
+
+    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Categorical:
+        """The categorical family; `prior` holds concentrations."""
+        return Categorical(1.0 if prior is None else prior)
+
+    def values(self) -> CategoricalParameters:
+        """log-probabilities of symbols."""
+        return CategoricalParameters(self.log_probs)
+
+    def parametrized(self) -> dict[str, Parametrized]:
+        """What makes the parameters."""
+        return {"log_probs": self.symbol_distribution}
+
+    def extra_repr(self) -> str:
+        """The arguments that shape it."""
+        return f"num_symbols={self.num_symbols}"
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor takes to make a module of the same shape, for JSON."""
+        return {**super().arguments(), "num_symbols": self.num_symbols}
+
+    def cast(self, x: Tensor, has_nan: bool = False) -> Tensor:
+        """Symbols as integers; of a floating-point dtype only where NaN stood for unobserved ones."""
+        if x.is_floating_point() and has_nan:
+            if not is_traced(x) and (x != x.round()).any():
+                raise ValueError("x: expected whole numbers (and NaN where unobserved), got fractions")
+        elif x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"x: expected integer symbols, got {x.dtype}; convert with x.long()")
+        return x.long()
+
+    def label(self, frames: Tensor, num_states: int, rng: torch.Generator) -> Tensor:
+        """A state for each symbol (N,): each symbol prefers some by chance, since symbols have no distance."""
+        # states that emit nearly the same would stay on a plateau, where EM gains less than any tolerance
+        chances = torch.empty(self.num_symbols, num_states, dtype=torch.float64, device=rng.device)
+        chances = chances.exponential_(generator=rng)
+        drawn = torch.multinomial(chances[frames.to(rng.device)], 1, generator=rng)
+        return drawn[:, 0].to(frames.device)
+
+    def label_by_chance(self, frames: Tensor, num_states: int, rng: torch.Generator) -> Tensor:
+        """The same."""
+        return self.label(frames, num_states, rng)
+
+    def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
+        """Symbols (...) drawn given the laws (...)."""
+        return self.symbol_distribution.sample(laws, rng)
+
+    def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
+        """Shares of the symbols among each law's, one added to each count."""
+        cells = torch.bincount(laws * self.num_symbols + frames, minlength=self.num_laws * self.num_symbols)
+        self.symbol_distribution.start(cells.reshape(self.num_laws, -1))
+
+
+class PoissonEmission(CountEmission):
+    """D independent counts; arguments as `PoissonHMM`'s."""
+
+    support = (-1, torch.inf)
+    wanted = "counts from 0"
+
+    def __init__(self, num_laws: int, obs_dim: int = 1, *, rates: Any = None) -> None:
+        super().__init__(num_laws, obs_dim)
+        self.rate = Positive(torch.randn(num_laws, obs_dim), "(K, D)", least=1e-12)
+        if rates is not None:
+            self.rates = rates
+
+    rates = parameter("rates", "rate", "Expected counts, (K, D); assignable, below 1e-12 becoming 1e-12.")
+
+    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Poisson:
+        """The Poisson family; `prior` is (shape, rate) of a gamma distribution."""
+        return Poisson() if prior is None else Poisson(*prior)
+
+    def values(self) -> PoissonParameters:
+        """Rates."""
+        return PoissonParameters(self.rates)
+
+    def parametrized(self) -> dict[str, Parametrized]:
+        """What makes the parameters."""
+        return {"rates": self.rate}
+
+    def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
+        """Counts (..., D) drawn given the laws (...)."""
+        return torch.poisson(self.rates[laws].to(rng.device), generator=rng).to(laws.device)
+
+    def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
+        """Means of each law's frames."""
+        self.rate.take(self._means_of(frames, laws))
+
+
+class BernoulliEmission(CountEmission):
+    """D independent features that are 0 or 1; arguments as `BernoulliHMM`'s."""
+
+    support = (-1, 2)
+    wanted = "zeros and ones"
+
+    def __init__(self, num_laws: int, obs_dim: int = 1, *, probs: Any = None) -> None:
+        super().__init__(num_laws, obs_dim)
+        self.chance = UnitInterval(torch.randn(num_laws, obs_dim), "(K, D)")
+        if probs is not None:
+            self.probs = probs
+
+    probs = parameter(
+        "probs", "chance", "Probabilities of a 1, (K, D); assignable, within 1e-12 of 0 and 1 that (1e-7 in float32)."
+    )
+
+    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Bernoulli:
+        """The Bernoulli family; `prior` is (ones, zeros) of a beta distribution."""
+        return Bernoulli() if prior is None else Bernoulli(*prior)
+
+    def values(self) -> BernoulliParameters:
+        """Probabilities of a 1."""
+        return BernoulliParameters(self.probs)
+
+    def parametrized(self) -> dict[str, Parametrized]:
+        """What makes the parameters."""
+        return {"probs": self.chance}
+
+    def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
+        """Zeros and ones (..., D) drawn given the laws (...)."""
+        return torch.bernoulli(self.probs[laws].to(rng.device), generator=rng).to(laws.device)
+
+    def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
+        """Means of each law's frames."""
+        self.chance.take(self._means_of(frames, laws).clamp(0.01, 0.99))
 
 
 class CategoricalHMM(EmissionHMM):
@@ -34,7 +173,8 @@ class CategoricalHMM(EmissionHMM):
         num_states: K.
         num_symbols: V.
         probs: (K, V), probabilities of the symbols in each state; zeros are structural; default random ones.
-        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing` and
+            `tied_states`, as `EmissionHMM`.
 
     Example:
         >>> import torch
@@ -44,118 +184,24 @@ class CategoricalHMM(EmissionHMM):
     """
 
     def __init__(
-        self, num_states: int, num_symbols: int, *, probs: Any = None, **options: Unpack[ChainOptions]
+        self, num_states: int, num_symbols: int, *, probs: Any = None, **options: Unpack[EmissionOptions]
     ) -> None:
-        super().__init__(num_states, (), **options)
-        self.num_symbols = need_count("num_symbols", num_symbols, 1)
-        self._support = (-1, num_symbols)
-        self._wanted = f"symbols 0..{num_symbols - 1}"
-        shape = (num_states, num_symbols)
-        start = torch.randn(shape).log_softmax(-1) if probs is None else log_of("probs", probs, shape, "(K, V)")
-        self.symbol_distribution = LogProbabilities(start)
+        laws = num_laws(num_states, options.get("tied_states"))
+        super().__init__(num_states, CategoricalEmission(laws, num_symbols, probs=probs), **options)
 
-    @property
-    def log_probs(self) -> Tensor:
-        """log p(symbol given state), (K, V), nats; assignable, -inf becoming a structural zero."""
-        return self.symbol_distribution.forward()
-
-    @log_probs.setter
-    def log_probs(self, value: Any) -> None:
-        self.symbol_distribution.assign("log_probs", value, "(K, V)")
-
-    def extra_repr(self) -> str:
-        """The arguments that shape the model."""
-        return f"{super().extra_repr()}, num_symbols={self.num_symbols}"
-
-    def _cast(self, x: Tensor) -> Tensor:
-        if x.is_floating_point() and self.missing == "nan":
-            if not is_traced(x) and (x != x.round()).any():
-                raise ValueError("x: expected whole numbers (and NaN where unobserved), got fractions")
-        elif x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"x: expected integer symbols, got {x.dtype}; convert with x.long()")
-        return x.long()
-
-    def _emission_log_prob(self, x: Tensor) -> Tensor:
-        return hf.categorical_log_prob(x, self.log_probs)  # type: ignore[no-any-return]
-
-    def _num_emission_parameters(self) -> int:
-        return self.symbol_distribution.num_free()
-
-    def _family(self, variance_floor: Any, prior: Any) -> Categorical:
-        return Categorical(1.0 if prior is None else prior)
-
-    def _emission_parameters(self) -> CategoricalParameters:
-        return CategoricalParameters(self.log_probs)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "num_symbols": self.num_symbols}
-
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return {**super()._weights(), "log_probs": self.symbol_distribution.logits}
-
-    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
-        return self.symbol_distribution.sample(states, rng)
-
-    def _label(self, frames: Tensor, rng: torch.Generator) -> Tensor:
-        # symbols have no distance: each prefers some states by chance. States that emit nearly the same would stay on a
-        # plateau, where EM gains less than any tolerance
-        chances = torch.empty(self.num_symbols, self.num_states, dtype=torch.float64, device=rng.device)
-        chances = chances.exponential_(generator=rng)
-        drawn = torch.multinomial(chances[frames.to(rng.device)], 1, generator=rng)
-        return drawn[:, 0].to(frames.device)
-
-    def _label_by_chance(self, frames: Tensor, rng: torch.Generator) -> Tensor:
-        return self._label(frames, rng)
-
-    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
-        cells = torch.bincount(states * self.num_symbols + frames, minlength=self.num_states * self.num_symbols)
-        weights = (cells.reshape(self.num_states, -1) + 1.0) * self.symbol_distribution.is_possible
-        self.log_probs = (weights / weights.sum(-1, keepdim=True)).log()
+    log_probs = of_emission("log_probs", "log p(symbol given state), (K, V), nats; assignable, -inf a structural zero.")
+    num_symbols = of_emission("num_symbols", "V.")
 
 
-class _FeaturesHMM(EmissionHMM):
-    """States that emit D independent numbers each, every one by a law with one parameter."""
-
-    def __init__(self, num_states: int, obs_dim: int, **options: Unpack[ChainOptions]) -> None:
-        super().__init__(num_states, (need_count("obs_dim", obs_dim, 1),), **options)
-        self.obs_dim = obs_dim
-
-    def extra_repr(self) -> str:
-        """The arguments that shape the model."""
-        return f"{super().extra_repr()}, obs_dim={self.obs_dim}"
-
-    def _cast(self, x: Tensor) -> Tensor:
-        if x.is_complex():
-            raise TypeError(f"x: expected real numbers, got {x.dtype}")
-        if not is_traced(x) and x.is_floating_point() and (x != x.round()).any():
-            raise ValueError(f"x: expected {self._wanted}, got fractions")
-        return widened(x) if x.is_floating_point() else x.to(torch.get_default_dtype())
-
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "obs_dim": self.obs_dim}
-
-    def _num_emission_parameters(self) -> int:
-        return self.num_states * self.obs_dim
-
-    def _means_of(self, frames: Tensor, states: Tensor) -> Tensor:
-        """The mean of each state's frames, (K, D), drawn to that of all with the weight of one frame."""
-        frames = frames.double()
-        counts = torch.bincount(states, minlength=self.num_states)[:, None]
-        sums = frames.new_zeros(self.num_states, self.obs_dim).index_add_(0, states, frames)
-        return (sums + frames.mean(0)) / (counts + 1)
-
-    def _label(self, frames: Tensor, rng: torch.Generator) -> Tensor:
-        return kmeans(frames.double(), self.num_states, rng)
-
-
-class PoissonHMM(_FeaturesHMM):
+class PoissonHMM(EmissionHMM):
     """An HMM whose states emit D independent counts; observations are whole numbers (..., T, D) of any dtype.
 
     Args:
         num_states: K.
         obs_dim: D.
         rates: (K, D), expected counts, above 0; default random ones around 1.
-        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing` and
+            `tied_states`, as `EmissionHMM`.
 
     Example:
         >>> import torch
@@ -164,59 +210,25 @@ class PoissonHMM(_FeaturesHMM):
         tensor([0, 0, 1, 1])
     """
 
-    _support = (-1, torch.inf)
-    _wanted = "counts from 0"
-
     def __init__(
-        self, num_states: int, obs_dim: int = 1, *, rates: Any = None, **options: Unpack[ChainOptions]
+        self, num_states: int, obs_dim: int = 1, *, rates: Any = None, **options: Unpack[EmissionOptions]
     ) -> None:
-        super().__init__(num_states, obs_dim, **options)
-        self.log_rates = nn.Parameter(torch.randn(self.num_states, obs_dim))
-        if rates is not None:
-            self.rates = rates
+        laws = num_laws(num_states, options.get("tied_states"))
+        super().__init__(num_states, PoissonEmission(laws, obs_dim, rates=rates), **options)
 
-    @property
-    def rates(self) -> Tensor:
-        """Expected counts, (K, D); assignable, below 1e-12 becoming 1e-12."""
-        return widened(self.log_rates).exp()
-
-    @rates.setter
-    def rates(self, value: Any) -> None:
-        found = parameter_values("rates", value, tuple(self.log_rates.shape), "(K, D)")
-        is_bad = (found < 0) | found.isinf()
-        if is_bad.any():
-            at = first(is_bad)
-            raise ValueError(f"rates: expected finite numbers from 0, got {float(found[at]):.6g} at {at}")
-        with torch.no_grad():
-            self.log_rates.copy_(found.clamp_min(1e-12).log())
-
-    def _emission_log_prob(self, x: Tensor) -> Tensor:
-        return hf.poisson_log_prob(x, self.rates)  # type: ignore[no-any-return]
-
-    def _family(self, variance_floor: Any, prior: Any) -> Poisson:
-        return Poisson() if prior is None else Poisson(*prior)
-
-    def _emission_parameters(self) -> PoissonParameters:
-        return PoissonParameters(self.rates)
-
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return {**super()._weights(), "rates": self.log_rates}
-
-    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
-        return torch.poisson(self.rates[states].to(rng.device), generator=rng).to(states.device)
-
-    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
-        self.rates = self._means_of(frames, states)
+    rates = of_emission("rates", "Expected counts, (K, D); assignable, below 1e-12 becoming 1e-12.")
+    obs_dim = of_emission("obs_dim", "D.")
 
 
-class BernoulliHMM(_FeaturesHMM):
+class BernoulliHMM(EmissionHMM):
     """An HMM whose states emit D independent features that are 0 or 1; observations (..., T, D) of any dtype.
 
     Args:
         num_states: K.
         obs_dim: D.
         probs: (K, D), probabilities of a 1; default random ones.
-        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing` and
+            `tied_states`, as `EmissionHMM`.
 
     Example:
         >>> import torch
@@ -225,47 +237,11 @@ class BernoulliHMM(_FeaturesHMM):
         tensor([0, 0, 1, 1])
     """
 
-    _support = (-1, 2)
-    _wanted = "zeros and ones"
-
     def __init__(
-        self, num_states: int, obs_dim: int = 1, *, probs: Any = None, **options: Unpack[ChainOptions]
+        self, num_states: int, obs_dim: int = 1, *, probs: Any = None, **options: Unpack[EmissionOptions]
     ) -> None:
-        super().__init__(num_states, obs_dim, **options)
-        self.logits = nn.Parameter(torch.randn(self.num_states, obs_dim))
-        if probs is not None:
-            self.probs = probs
+        laws = num_laws(num_states, options.get("tied_states"))
+        super().__init__(num_states, BernoulliEmission(laws, obs_dim, probs=probs), **options)
 
-    @property
-    def probs(self) -> Tensor:
-        """Probabilities of a 1, (K, D); assignable, within 1e-12 of 0 and 1 becoming that (1e-7 in float32)."""
-        return widened(self.logits).sigmoid()
-
-    @probs.setter
-    def probs(self, value: Any) -> None:
-        found = parameter_values("probs", value, tuple(self.logits.shape), "(K, D)")
-        is_bad = (found < 0) | (found > 1)
-        if is_bad.any():
-            at = first(is_bad)
-            raise ValueError(f"probs: expected probabilities in [0, 1], got {float(found[at]):.6g} at {at}")
-        least = 1e-12 if self.logits.dtype == torch.float64 else 1e-7
-        with torch.no_grad():
-            self.logits.copy_(found.clamp(least, 1 - least).logit())
-
-    def _emission_log_prob(self, x: Tensor) -> Tensor:
-        return hf.bernoulli_log_prob(x, self.probs)  # type: ignore[no-any-return]
-
-    def _family(self, variance_floor: Any, prior: Any) -> Bernoulli:
-        return Bernoulli() if prior is None else Bernoulli(*prior)
-
-    def _emission_parameters(self) -> BernoulliParameters:
-        return BernoulliParameters(self.probs)
-
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return {**super()._weights(), "probs": self.logits}
-
-    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
-        return torch.bernoulli(self.probs[states].to(rng.device), generator=rng).to(states.device)
-
-    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
-        self.probs = self._means_of(frames, states).clamp(0.01, 0.99)
+    probs = of_emission("probs", "Probabilities of a 1, (K, D); assignable, 1e-12 (1e-7 in float32) off 0 and 1.")
+    obs_dim = of_emission("obs_dim", "D.")

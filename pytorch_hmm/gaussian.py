@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import hmm_functional as hf
-from hmm_functional._check import need_count
-from hmm_functional.emissions import Gaussian, GaussianParameters, StudentT, StudentTParameters
+from hmm_functional.emissions import Gaussian, GaussianParameters
 
-from ._check import first, parameter_values
-from .emission import EmissionHMM
-from .hmm import ChainOptions
+from .emission import FeatureEmission, of_emission, parameter
 from .initialize import moments
-from .parametrize import Covariance, CovarianceType, widened
+from .parametrize import Covariance, CovarianceType, Numbers, Parametrized
+from .trainable import EmissionHMM, EmissionOptions, num_laws
 
 
-class BaseGaussianHMM(EmissionHMM):
+class BaseGaussianEmission(FeatureEmission):
     """Gaussians of `shape`, (K,) or (K, M): their means and covariances.
 
     Args:
@@ -27,79 +24,91 @@ class BaseGaussianHMM(EmissionHMM):
         covariance_type: "diag" (*shape, D), "spherical" shape, "full" (*shape, D, D), "tied" (D, D), "tied_diag" (D,).
         means: (*shape, D); default standard normal numbers.
         covariances: in the shape above, variances and not standard deviations; default ones or identities.
-        options: as `BaseHMM`.
     """
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        obs_dim: int,
-        covariance_type: CovarianceType,
-        means: Any,
-        covariances: Any,
-        **options: Unpack[ChainOptions],
+        self, shape: tuple[int, ...], obs_dim: int, covariance_type: CovarianceType, means: Any, covariances: Any
     ) -> None:
-        super().__init__(shape[0], (need_count("obs_dim", obs_dim, 1),), **options)
-        self.obs_dim = obs_dim
-        self.location = nn.Parameter(torch.randn(*shape, obs_dim))
+        super().__init__(shape[0], obs_dim)
+        self.location = Numbers(torch.randn(*shape, obs_dim), "(K, D)" if len(shape) == 1 else "(K, M, D)")
         self.covariance = Covariance(shape, obs_dim, covariance_type)
         if means is not None:
             self.means = means
         if covariances is not None:
             self.covariances = covariances
 
+    means = parameter("means", "location", "Means, (K, D) or (K, M, D), in the unit of the observations; assignable.")
+    covariances = parameter(
+        "covariances",
+        "covariance",
+        "Covariances (variances, not standard deviations) in the shape of their type; assignable.",
+    )
+
     @property
     def covariance_type(self) -> CovarianceType:
         """The form of the covariances."""
         return self.covariance.covariance_type
 
-    @property
-    def means(self) -> Tensor:
-        """Means, (K, D) or (K, M, D), in the unit of the observations; assignable."""
-        return widened(self.location)
-
-    @means.setter
-    def means(self, value: Any) -> None:
-        words = "(K, D)" if self.location.ndim == 2 else "(K, M, D)"
-        found = parameter_values("means", value, tuple(self.location.shape), words)
-        if found.isinf().any():
-            raise ValueError("means: expected finite numbers, got inf")
-        with torch.no_grad():
-            self.location.copy_(found)
-
-    @property
-    def covariances(self) -> Tensor:
-        """Covariances (variances, not standard deviations) in the shape of their type; assignable."""
-        return self.covariance.forward()
-
-    @covariances.setter
-    def covariances(self, value: Any) -> None:
-        self.covariance.assign("covariances", value)
+    def parametrized(self) -> dict[str, Parametrized]:
+        """What makes the parameters."""
+        return {"means": self.location, "covariances": self.covariance}
 
     def extra_repr(self) -> str:
-        """The arguments that shape the model."""
-        return f"{super().extra_repr()}, obs_dim={self.obs_dim}, covariance_type={self.covariance_type!r}"
+        """The arguments that shape it."""
+        return f"{super().extra_repr()}, covariance_type={self.covariance_type!r}"
 
-    def _num_emission_parameters(self) -> int:
-        return self.location.numel() + self.covariance.num_free()
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor takes to make a module of the same shape, for JSON."""
+        return {**super().arguments(), "covariance_type": self.covariance_type}
 
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "obs_dim": self.obs_dim, "covariance_type": self.covariance_type}
-
-    def _storable(self, name: str, value: Tensor) -> Tensor:
-        return self.covariance.nearest(value) if name == "covariances" else value
-
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return {**super()._weights(), "means": self.location, "covariances": self.covariance.factor}
+    def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
+        """Moments of each law's frames."""
+        whole = frames.mean(0).expand(self.num_laws, -1)
+        found = moments(frames, laws, whole, self.covariance_type)
+        self.location.take(found.means)
+        self.covariance.take(found.covariances)
 
     def _draw(self, index: tuple[Tensor, ...], rng: torch.Generator) -> Tensor:
         """Observations (..., D) of the Gaussians at `index`, one (...) tensor for each axis of their shape."""
-        means = self.means[index]
+        means: Tensor = self.location()[index]
         noise = torch.randn(means.shape, generator=rng, device=rng.device, dtype=means.dtype)
         return means + self.covariance.scale_noise(noise.to(means.device), index)
 
 
-class GaussianHMM(BaseGaussianHMM):
+class GaussianEmission(BaseGaussianEmission):
+    """One Gaussian each.
+
+    Args:
+        num_laws: K.
+        obs_dim: D.
+        covariance_type, means, covariances: as `GaussianHMM`'s.
+    """
+
+    def __init__(
+        self,
+        num_laws: int,
+        obs_dim: int,
+        covariance_type: CovarianceType = "diag",
+        *,
+        means: Any = None,
+        covariances: Any = None,
+    ) -> None:
+        super().__init__((num_laws,), obs_dim, covariance_type, means, covariances)
+
+    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Gaussian:
+        """The Gaussian family; `prior` is a `GaussianPrior`."""
+        return Gaussian(self.covariance_type, variance_floor, prior)
+
+    def values(self) -> GaussianParameters:
+        """Means and covariances."""
+        return GaussianParameters(self.means, self.covariances)
+
+    def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
+        """Observations (..., D) drawn given the laws (...)."""
+        return self._draw((laws,), rng)
+
+
+class GaussianHMM(EmissionHMM):
     """An HMM whose states emit one Gaussian each.
 
     Args:
@@ -109,7 +118,8 @@ class GaussianHMM(BaseGaussianHMM):
             of `covariances`.
         means: (K, D); default standard normal numbers.
         covariances: variances, not standard deviations; default ones or identities.
-        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing` and
+            `tied_states`, as `EmissionHMM`.
 
     Example:
         >>> import torch
@@ -127,106 +137,13 @@ class GaussianHMM(BaseGaussianHMM):
         *,
         means: Any = None,
         covariances: Any = None,
-        **options: Unpack[ChainOptions],
+        **options: Unpack[EmissionOptions],
     ) -> None:
-        super().__init__((num_states,), obs_dim, covariance_type, means, covariances, **options)
+        laws = num_laws(num_states, options.get("tied_states"))
+        emission = GaussianEmission(laws, obs_dim, covariance_type, means=means, covariances=covariances)
+        super().__init__(num_states, emission, **options)
 
-    def _emission_log_prob(self, x: Tensor) -> Tensor:
-        return hf.gaussian_log_prob(  # type: ignore[no-any-return]
-            x, self.means, self.covariances, covariance_type=self.covariance_type
-        )
-
-    def _family(self, variance_floor: Any, prior: Any) -> Gaussian:
-        return Gaussian(self.covariance_type, variance_floor, prior)
-
-    def _emission_parameters(self) -> GaussianParameters:
-        return GaussianParameters(self.means, self.covariances)
-
-    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
-        return self._draw((states,), rng)
-
-    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
-        whole = frames.mean(0).expand(self.num_states, -1)
-        found = moments(frames, states, whole, self.covariance_type)
-        self.means, self.covariances = found.means, self.covariance.nearest(found.covariances)
-
-
-class StudentTHMM(BaseGaussianHMM):
-    """An HMM whose states emit a multivariate Student t each: a Gaussian that outliers move little.
-
-    Args:
-        num_states: K.
-        obs_dim: D.
-        covariance_type: as `GaussianHMM`'s.
-        means: (K, D); default standard normal numbers.
-        covariances: scale matrices in the shape of their type; default ones or identities.
-        degrees_of_freedom: (K,), above 0; default 5.
-        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
-
-    Example:
-        >>> import torch
-        >>> hmm = StudentTHMM(2, obs_dim=1, means=[[-1.0], [1.0]], topology="ergodic", self_loop=0.9)
-        >>> hmm.viterbi_decode(torch.tensor([[-1.2], [-0.8], [90.0], [-1.1]]))[0]
-        tensor([0, 0, 0, 0])
-    """
-
-    def __init__(
-        self,
-        num_states: int,
-        obs_dim: int,
-        covariance_type: CovarianceType = "diag",
-        *,
-        means: Any = None,
-        covariances: Any = None,
-        degrees_of_freedom: Any = None,
-        **options: Unpack[ChainOptions],
-    ) -> None:
-        super().__init__((num_states,), obs_dim, covariance_type, means, covariances, **options)
-        self.log_degrees = nn.Parameter(torch.full((self.num_states,), 5.0).log())
-        if degrees_of_freedom is not None:
-            self.degrees_of_freedom = degrees_of_freedom
-
-    @property
-    def degrees_of_freedom(self) -> Tensor:
-        """(K,); assignable."""
-        return widened(self.log_degrees).exp()
-
-    @degrees_of_freedom.setter
-    def degrees_of_freedom(self, value: Any) -> None:
-        found = parameter_values("degrees_of_freedom", value, tuple(self.log_degrees.shape), "(K,)")
-        is_bad = ~((found > 0) & found.isfinite())
-        if is_bad.any():
-            at = first(is_bad)
-            raise ValueError(f"degrees_of_freedom: expected numbers above 0, got {float(found[at]):.6g} at {at}")
-        with torch.no_grad():
-            self.log_degrees.copy_(found.log())
-
-    def _emission_log_prob(self, x: Tensor) -> Tensor:
-        return hf.student_t_log_prob(  # type: ignore[no-any-return]
-            x, self.means, self.covariances, self.degrees_of_freedom, covariance_type=self.covariance_type
-        )
-
-    def _num_emission_parameters(self) -> int:
-        return super()._num_emission_parameters() + self.num_states
-
-    def _family(self, variance_floor: Any, prior: Any) -> StudentT:
-        if prior is not None:
-            raise ValueError("priors: expected no prior of Student t emissions")
-        return StudentT(self.covariance_type, variance_floor)
-
-    def _emission_parameters(self) -> StudentTParameters:
-        return StudentTParameters(self.means, self.covariances, self.degrees_of_freedom)
-
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return {**super()._weights(), "degrees_of_freedom": self.log_degrees}
-
-    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
-        means, half = self.means[states], 0.5 * self.degrees_of_freedom[states]
-        gamma = torch._standard_gamma(half.to(rng.device), generator=rng).to(half.device)
-        precision = gamma.clamp_min(torch.finfo(gamma.dtype).tiny) / half
-        return means + (self._draw((states,), rng) - means) / precision.sqrt()[..., None]
-
-    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
-        whole = frames.mean(0).expand(self.num_states, -1)
-        found = moments(frames, states, whole, self.covariance_type)
-        self.means, self.covariances = found.means, self.covariance.nearest(found.covariances)
+    means = of_emission("means", "Means, (K, D), in the unit of the observations; assignable.")
+    covariances = of_emission("covariances", "Variances, in the shape of their type; assignable.")
+    covariance_type = of_emission("covariance_type", "The form of the covariances.")
+    obs_dim = of_emission("obs_dim", "D.")

@@ -6,17 +6,17 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import log
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import hmm_functional as hf
 from hmm_functional._check import need_count
 
 from ._check import lengths_like, log_of, need_frames, need_support
 from .io import load, save
-from .parametrize import LogProbabilities, full_precision, widened
+from .parametrize import AssignableModule, LogProbabilities, Parametrized, full_precision, widened
 
 Topology = Literal["left_to_right", "ergodic"]
 
@@ -32,7 +32,7 @@ class ChainOptions(TypedDict, total=False):
     missing: Literal["raise", "nan"]
 
 
-class BaseHMM(nn.Module, ABC):
+class BaseHMM(AssignableModule, ABC):
     """A Markov chain of `num_states` hidden states, seen through what a subclass's `_emission_log_prob` scores.
 
     Args:
@@ -44,7 +44,8 @@ class BaseHMM(nn.Module, ABC):
         topology: "left_to_right" (stay or go on by one) or "ergodic" instead of `transition`.
         self_loop: probability of staying, with a topology; default 0.5.
         learnable: whether initial and transition probabilities take gradients, and count as parameters.
-        missing: what NaN observations mean: "raise" refuses them, "nan" takes a frame that holds any as unobserved.
+        missing: what NaN observations mean: "raise" refuses them, "nan" takes them as unobserved: the feature in
+            Gaussians and their mixtures, which is integrated out, the whole frame in others.
 
     Raises:
         ValueError: an argument that is no model; the message says what to do.
@@ -59,6 +60,7 @@ class BaseHMM(nn.Module, ABC):
 
     _support: tuple[float | None, float | None] = (-torch.inf, torch.inf)
     _wanted = "finite observations"
+    _marginalizes = False
 
     def __init__(
         self,
@@ -80,8 +82,8 @@ class BaseHMM(nn.Module, ABC):
         self.learnable = learnable
         self.missing = missing
         start, moves = _chain_start(self.num_states, initial, transition, topology, self_loop)
-        self.initial_distribution = LogProbabilities(start, learnable)
-        self.transition_distribution = LogProbabilities(moves, learnable)
+        self.initial_distribution = LogProbabilities(start, "(K,)", learnable)
+        self.transition_distribution = LogProbabilities(moves, "(K, K)", learnable)
 
     @property
     def log_initial(self) -> Tensor:
@@ -90,7 +92,7 @@ class BaseHMM(nn.Module, ABC):
 
     @log_initial.setter
     def log_initial(self, value: Any) -> None:
-        self.initial_distribution.assign("log_initial", value, "(K,)")
+        self.initial_distribution.assign("log_initial", value)
 
     @property
     def log_transition(self) -> Tensor:
@@ -99,7 +101,36 @@ class BaseHMM(nn.Module, ABC):
 
     @log_transition.setter
     def log_transition(self, value: Any) -> None:
-        self.transition_distribution.assign("log_transition", value, "(K, K)")
+        self.transition_distribution.assign("log_transition", value)
+
+    def fix(self, name: str, is_fixed: Any = True) -> Self:
+        """Keep entries of a parameter: no learning, of whatever kind, changes a bit of them, and none counts them.
+
+        Args:
+            name: of the parameter, such as "means" or "log_transition".
+            is_fixed: booleans of its shape, or a shape that broadcasts to it: True keeps an entry at its present value,
+                False frees it. Of "full" and "tied" covariances whole matrices. Probabilities that are not fixed share
+                what the fixed ones of their row leave.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: no such parameter, or no such booleans.
+
+        Assigning to the parameter sets fixed entries, too.
+
+        Example:
+            >>> from pytorch_hmm import GaussianHMM
+            >>> hmm = GaussianHMM(2, 1, means=[[0.0], [1.0]]).fix("means", [[True], [False]])
+            >>> hmm.num_free_parameters()
+            6
+        """
+        known = self._parametrized()
+        if name not in known:
+            raise ValueError(f"name: expected one of {', '.join(map(repr, known))}, got {name!r}")
+        known[name].fix(name, is_fixed)
+        return self
 
     def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""
@@ -147,8 +178,8 @@ class BaseHMM(nn.Module, ABC):
 
     def num_free_parameters(self) -> int:
         """Numbers that learning sets: a row of probabilities has one fewer than its possible entries."""
-        chain = self.initial_distribution.num_free() + self.transition_distribution.num_free()
-        return (chain if self.learnable else 0) + self._num_emission_parameters()
+        chain = ("log_initial", "log_transition")
+        return sum(x.num_free() for name, x in self._parametrized().items() if self.learnable or name not in chain)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to `path`, a safetensors file; an interrupted save leaves the file that was there."""
@@ -174,9 +205,9 @@ class BaseHMM(nn.Module, ABC):
         """log p(x_t given z_t), (..., T, K), of checked observations: the one thing a subclass must give."""
         raise NotImplementedError
 
-    def _num_emission_parameters(self) -> int:
-        """Free parameters of the emissions."""
-        return 0
+    def _parametrized(self) -> dict[str, Parametrized]:
+        """What makes the parameters, by the names of the properties."""
+        return {"log_initial": self.initial_distribution, "log_transition": self.transition_distribution}
 
     def _call(self, function: Callable[..., Any], x: Tensor, lengths: Any, **options: Any) -> Any:
         """A chain function of this model and these observations."""
@@ -203,10 +234,12 @@ class BaseHMM(nn.Module, ABC):
             is_read = torch.arange(shape[-1], device=x.device) < lengths[..., None]
         is_missing: Tensor | None = None
         if self.missing == "nan" and x.is_floating_point():
-            is_missing = x.isnan().reshape(*shape, -1).any(-1)
+            is_nan = x.isnan().reshape(*shape, -1)
+            is_missing = is_nan.all(-1) if self._marginalizes else is_nan.any(-1)
             is_read = ~is_missing if is_read is None else is_read & ~is_missing
         remedy = "pass lengths= if it is padding" + ("; missing='nan' makes NaN unobserved" * (self.missing == "raise"))
-        need_support(name, x, rank, self._support, is_read, self._wanted, remedy)
+        seen = x.nan_to_num(0.0, torch.inf, -torch.inf) if self._marginalizes else x
+        need_support(name, seen, rank, self._support, is_read, self._wanted, remedy)
         if is_read is not None:
             x = torch.where(is_read.reshape(*shape, *[1] * rank), x, 0)
         return self._cast(x), lengths, is_missing
@@ -216,12 +249,6 @@ class BaseHMM(nn.Module, ABC):
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating-point observations, got {x.dtype}; convert with x.float()")
         return widened(x)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)  # a Parameter may be assigned too: its values are taken
-        else:
-            super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         """The arguments that shape the model."""
@@ -235,46 +262,6 @@ class BaseHMM(nn.Module, ABC):
             rng=torch.default_generator if generator is None else generator,
             batch_shape=() if batch_size is None else (batch_size,),
         )
-
-
-class HMMPyTorch(BaseHMM):
-    """An HMM whose observations are scores: log p(x_t given z_t) (..., T, K), from a network or any other source.
-
-    Args:
-        num_states: K.
-        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
-
-    Scores need not be normalised; -inf is an impossible state.
-
-    Example:
-        >>> import torch
-        >>> hmm = HMMPyTorch(2, transition=[[0.7, 0.3], [0.3, 0.7]])
-        >>> scores = torch.tensor([[[0.9, 0.2], [0.9, 0.2]]]).log()
-        >>> posteriors, log_likelihood = hmm.forward_backward(scores)
-        >>> posteriors
-        tensor([[[0.8834, 0.1166],
-                 [0.8834, 0.1166]]], grad_fn=<ExpBackward0>)
-    """
-
-    _support = (None, torch.inf)
-    _wanted = "log scores below inf"
-
-    def __init__(self, num_states: int, **options: Unpack[ChainOptions]) -> None:
-        super().__init__(num_states, (num_states,), **options)
-
-    def _emission_log_prob(self, x: Tensor) -> Tensor:
-        return x
-
-    @torch.no_grad()
-    def sample(self, num_steps: int, batch_size: int | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """States drawn from the prior, (batch_size, T), or (T,) without `batch_size`; what is seen has no law here.
-
-        Args:
-            num_steps: T.
-            batch_size: number of independent sequences.
-            generator: source of randomness; default torch's global one.
-        """
-        return self._sample_states(num_steps, batch_size, generator)
 
 
 def _chain_start(

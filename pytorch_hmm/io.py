@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 
+from .emission import Emission
+
 if TYPE_CHECKING:
     from .hmm import BaseHMM
 
@@ -26,7 +28,7 @@ def save(model: BaseHMM, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     header = {
         "format": FORMAT,
-        "model": json.dumps({"class": type(model).__name__, "arguments": model._arguments()}),
+        "model": json.dumps(_described(model, model._arguments())),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     content = serialized(tensors, header)
@@ -66,14 +68,14 @@ def load(path: str | os.PathLike[str], base: type[BaseHMM], device: Any = "cpu")
         raise ValueError(f"{path}: expected a model in the format {FORMAT!r}, got {header.get('format')!r}")
     try:
         described = json.loads(header["model"])
-        name, arguments = described["class"], described["arguments"]
+        name = described["class"]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: expected a description of the model in the header, got none: {error}") from None
-    known = {cls.__name__: cls for cls in _classes(base)}
+    known: dict[str, Any] = _classes(base)
     if name not in known:
         raise ValueError(f"{path}: expected {' or '.join(sorted(known))}, got {name}")
     try:
-        model = known[name](**arguments)
+        model = _built(described, known)
         model.to(device=device, dtype=tensors["initial_distribution.logits"].dtype)
         model.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -81,9 +83,32 @@ def load(path: str | os.PathLike[str], base: type[BaseHMM], device: Any = "cpu")
     return model
 
 
-def _classes(base: type[BaseHMM]) -> list[type[BaseHMM]]:
-    """The class and all below it."""
-    found = [base]
+def _described(module: BaseHMM | Emission, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A module's class and arguments as JSON has them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Emission):
+            return _described(value, value.arguments())
+        return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+    return {"class": type(module).__name__, "arguments": {name: plain(x) for name, x in arguments.items()}}
+
+
+def _built(described: dict[str, Any], known: dict[str, type[Any]]) -> Any:
+    """The module that was described, of one of the classes `known`."""
+    emissions = _classes(Emission)
+
+    def made(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _built(value, emissions)
+        return [made(one) for one in value] if isinstance(value, list) else value
+
+    return known[described["class"]](**{name: made(value) for name, value in described["arguments"].items()})
+
+
+def _classes(base: type[Any]) -> dict[str, type[Any]]:
+    """The class and all below it, by name."""
+    found = {base.__name__: base}
     for cls in base.__subclasses__():
-        found += _classes(cls)
+        found |= _classes(cls)
     return found

@@ -12,8 +12,9 @@ import hmm_functional as hf
 from hmm_functional._check import need_count
 
 from ._check import lengths_like, need_frames, need_support
-from .hmm import HMMPyTorch, Topology
+from .hmm import Topology
 from .parametrize import full_precision, widened
+from .scores import HMMPyTorch
 
 
 class HMMLayer(nn.Module):

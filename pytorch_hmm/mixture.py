@@ -6,20 +6,89 @@ from math import log
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import hmm_functional as hf
 from hmm_functional._check import need_count
-from hmm_functional.emissions import GaussianMixture, MixtureParameters
+from hmm_functional.emissions import GaussianMixture, GaussianPrior, MixtureParameters
 
 from ._check import log_of
-from .gaussian import BaseGaussianHMM
-from .hmm import ChainOptions
+from .emission import of_emission, parameter
+from .gaussian import BaseGaussianEmission
 from .initialize import moments, split
-from .parametrize import CovarianceType, LogProbabilities
+from .parametrize import CovarianceType, LogProbabilities, Parametrized
+from .trainable import EmissionHMM, EmissionOptions, num_laws
 
 
-class MixtureGaussianHMM(BaseGaussianHMM):
+class MixtureGaussianEmission(BaseGaussianEmission):
+    """A mixture of Gaussians each; arguments as `MixtureGaussianHMM`'s."""
+
+    def __init__(
+        self,
+        num_laws: int,
+        obs_dim: int,
+        num_mixtures: int = 3,
+        covariance_type: CovarianceType = "diag",
+        *,
+        weights: Any = None,
+        means: Any = None,
+        covariances: Any = None,
+    ) -> None:
+        shape = (num_laws, need_count("num_mixtures", num_mixtures, 1))
+        super().__init__(shape, obs_dim, covariance_type, means, covariances)
+        self.num_mixtures = num_mixtures
+        start = torch.full(shape, -log(num_mixtures), dtype=torch.float64)
+        if weights is not None:
+            start = log_of("weights", weights, shape, "(K, M)")
+        self.weight_distribution = LogProbabilities(start, "(K, M)")
+
+    log_weights = parameter(
+        "log_weights",
+        "weight_distribution",
+        "log p(component given state), (K, M), nats; assignable, -inf becoming a structural zero.",
+    )
+
+    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> GaussianMixture:
+        """The family of mixtures; `prior` is a `GaussianPrior`, or that (or None) and concentrations of the weights."""
+        gaussian, concentration = prior if isinstance(prior, tuple) else (prior, 1.0)
+        if not isinstance(gaussian, GaussianPrior | None):
+            raise TypeError(f"priors.emission: expected a GaussianPrior for mixtures, got {type(gaussian).__name__}")
+        return GaussianMixture(self.covariance_type, variance_floor, gaussian, concentration)
+
+    def values(self) -> MixtureParameters:
+        """log weights, means and covariances."""
+        return MixtureParameters(self.log_weights, self.means, self.covariances)
+
+    def parametrized(self) -> dict[str, Parametrized]:
+        """What makes the parameters."""
+        return {"log_weights": self.weight_distribution, **super().parametrized()}
+
+    def extra_repr(self) -> str:
+        """The arguments that shape it."""
+        return f"{super().extra_repr()}, num_mixtures={self.num_mixtures}"
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor takes to make a module of the same shape, for JSON."""
+        return {**super().arguments(), "num_mixtures": self.num_mixtures}
+
+    def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
+        """Observations (..., D) drawn given the laws (...)."""
+        return self._draw((laws, self.weight_distribution.sample(laws, rng)), rng)
+
+    def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
+        """Each law's frames are split into as many parts as the mixture has, and their moments taken."""
+        num_laws, num_mixtures = self.num_laws, self.num_mixtures
+        labels = laws * num_mixtures
+        for k in range(num_laws):
+            labels[laws == k] += split(frames[laws == k], num_mixtures)
+        whole = frames.mean(0).expand(num_laws, -1)
+        fallback = moments(frames, laws, whole, "diag").means.repeat_interleave(num_mixtures, 0)
+        found = moments(frames, labels, fallback, self.covariance_type)
+        self.weight_distribution.start(found.counts.reshape(num_laws, num_mixtures))
+        self.location.take(found.means.reshape(self.location.shape))
+        self.covariance.take(found.covariances.reshape(self.covariance.shape))
+
+
+class MixtureGaussianHMM(EmissionHMM):
     """An HMM whose states emit a mixture of Gaussians each.
 
     Args:
@@ -31,7 +100,8 @@ class MixtureGaussianHMM(BaseGaussianHMM):
         weights: (K, M), probabilities of the Gaussians within their state; default all alike.
         means: (K, M, D); default standard normal numbers.
         covariances: variances, not standard deviations; default ones or identities.
-        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing`, as `BaseHMM`.
+        options: `initial`, `transition` (probabilities), `topology`, `self_loop`, `learnable`, `missing` and
+            `tied_states`, as `EmissionHMM`.
 
     Example:
         >>> import torch
@@ -50,61 +120,22 @@ class MixtureGaussianHMM(BaseGaussianHMM):
         weights: Any = None,
         means: Any = None,
         covariances: Any = None,
-        **options: Unpack[ChainOptions],
+        **options: Unpack[EmissionOptions],
     ) -> None:
-        shape = (num_states, need_count("num_mixtures", num_mixtures, 1))
-        super().__init__(shape, obs_dim, covariance_type, means, covariances, **options)
-        self.num_mixtures = num_mixtures
-        start = torch.full(shape, -log(num_mixtures), dtype=torch.float64)
-        if weights is not None:
-            start = log_of("weights", weights, shape, "(K, M)")
-        self.weight_distribution = LogProbabilities(start)
-
-    @property
-    def log_weights(self) -> Tensor:
-        """log p(component given state), (K, M), nats; assignable, -inf becoming a structural zero."""
-        return self.weight_distribution.forward()
-
-    @log_weights.setter
-    def log_weights(self, value: Any) -> None:
-        self.weight_distribution.assign("log_weights", value, "(K, M)")
-
-    def extra_repr(self) -> str:
-        """The arguments that shape the model."""
-        return f"{super().extra_repr()}, num_mixtures={self.num_mixtures}"
-
-    def _emission_log_prob(self, x: Tensor) -> Tensor:
-        return hf.gmm_log_likelihood(  # type: ignore[no-any-return]
-            x, self.log_weights, self.means, self.covariances, covariance_type=self.covariance_type
+        emission = MixtureGaussianEmission(
+            num_laws(num_states, options.get("tied_states")),
+            obs_dim,
+            num_mixtures,
+            covariance_type,
+            weights=weights,
+            means=means,
+            covariances=covariances,
         )
+        super().__init__(num_states, emission, **options)
 
-    def _num_emission_parameters(self) -> int:
-        return super()._num_emission_parameters() + self.weight_distribution.num_free()
-
-    def _family(self, variance_floor: Any, prior: Any) -> GaussianMixture:
-        return GaussianMixture(self.covariance_type, variance_floor, prior)
-
-    def _emission_parameters(self) -> MixtureParameters:
-        return MixtureParameters(self.log_weights, self.means, self.covariances)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "num_mixtures": self.num_mixtures}
-
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return {**super()._weights(), "log_weights": self.weight_distribution.logits}
-
-    def _sample_observations(self, states: Tensor, rng: torch.Generator) -> Tensor:
-        return self._draw((states, self.weight_distribution.sample(states, rng)), rng)
-
-    def _initialize_emission(self, frames: Tensor, states: Tensor, rng: torch.Generator) -> None:
-        num_states, num_mixtures = self.num_states, self.num_mixtures
-        labels = states * num_mixtures
-        for k in range(num_states):
-            labels[states == k] += split(frames[states == k], num_mixtures)
-        whole = frames.mean(0).expand(num_states, -1)
-        fallback = moments(frames, states, whole, "diag").means.repeat_interleave(num_mixtures, 0)
-        found = moments(frames, labels, fallback, self.covariance_type)
-        weights = (found.counts.reshape(num_states, num_mixtures) + 1.0) * self.weight_distribution.is_possible
-        self.log_weights = (weights / weights.sum(-1, keepdim=True)).log()
-        self.means = found.means.reshape(self.location.shape)
-        self.covariances = self.covariance.nearest(found.covariances.reshape(self.covariance.factor.shape))
+    log_weights = of_emission("log_weights", "log p(component given state), (K, M), nats; assignable.")
+    means = of_emission("means", "Means, (K, M, D), in the unit of the observations; assignable.")
+    covariances = of_emission("covariances", "Variances, in the shape of their type; assignable.")
+    covariance_type = of_emission("covariance_type", "The form of the covariances.")
+    num_mixtures = of_emission("num_mixtures", "M.")
+    obs_dim = of_emission("obs_dim", "D.")

@@ -1,9 +1,10 @@
-"""Free parameters to probabilities and covariances, and back: whatever an optimiser does, the model stays valid."""
+"""Free parameters to the values that are read, and back: whatever an optimiser does, the model stays valid."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from math import log, prod
+from math import log
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,223 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-class LogProbabilities(nn.Module):
+class AssignableModule(nn.Module):
+    """A module whose properties can be assigned anything, Parameters too, of which the values are taken."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class Parametrized(nn.Module, ABC):
+    """One array of a model: calling it gives the values, made of one free `nn.Parameter`.
+
+    Args:
+        words: the shape in letters, for errors.
+
+    Attributes:
+        fixed_values: buffer in the shape of the values, NaN where they are free; None without fixed entries. What is
+            read there is what it holds, bit for bit, whatever an optimiser does to the free parameter.
+    """
+
+    fixed_values: Tensor | None
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+        self.register_buffer("fixed_values", None)
+
+    @property
+    def free(self) -> nn.Parameter:
+        """The free parameter."""
+        return next(self.parameters(recurse=False))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values."""
+        return tuple(self.free.shape)
+
+    @property
+    def is_fixed(self) -> Tensor | None:
+        """Booleans in the shape of the values: which entries stay; None where all are free."""
+        return None if self.fixed_values is None else ~self.fixed_values.isnan()
+
+    def forward(self) -> Tensor:
+        """The values, in float32 or wider, differentiable; fixed entries have no gradient."""
+        found = self._read()
+        if self.fixed_values is None:
+            return found
+        return torch.where(self.fixed_values.isnan(), found, self.fixed_values.to(found.dtype))
+
+    @torch.no_grad()
+    def assign(self, name: str, values: Any) -> None:
+        """Take given values, for fixed entries too.
+
+        Raises:
+            ValueError: another shape, or values that are none of such a parameter.
+        """
+        found = self._checked(name, parameter_values(name, values, self.shape, self.words))
+        self._write(found, name)
+        if self.fixed_values is not None:
+            self.fixed_values.copy_(found.where(~self.fixed_values.isnan().cpu(), torch.nan))
+
+    @torch.no_grad()
+    def take(self, values: Tensor) -> None:
+        """Take what learning found, or what comes nearest to it here; fixed entries stay."""
+        found = values.detach().to("cpu", torch.float64)
+        if self.fixed_values is not None:
+            held = self.fixed_values.to(found)
+            found = torch.where(held.isnan(), found, held)
+        self._write(self._nearest(found))
+
+    @torch.no_grad()
+    def fix(self, name: str, is_fixed: Any) -> None:
+        """Keep the entries that `is_fixed` marks, of the shape of the values or one that broadcasts, and free others.
+
+        Raises:
+            ValueError: no booleans of such a shape, or entries that cannot be fixed alone.
+        """
+        mask = torch.as_tensor(is_fixed, device=self.free.device)
+        try:
+            mask = mask.expand(self.shape)
+        except RuntimeError:
+            mask = mask.new_zeros(())
+        if mask.dtype != torch.bool or mask.shape != self.shape:
+            given = tuple(torch.as_tensor(is_fixed).shape)
+            raise ValueError(
+                f"{name}: expected booleans that broadcast to {self.words} = {self.shape}, got {mask.dtype} {given}"
+            )
+        self._need_fixable(name, mask)
+        values = self.forward()
+        self._write(self._nearest(values.double().cpu()))
+        self.fixed_values = values.where(mask, torch.nan) if mask.any() else None
+
+    def num_free(self) -> int:
+        """Numbers that learning sets."""
+        return self.free.numel() if self.fixed_values is None else int(self.fixed_values.isnan().sum())
+
+    @abstractmethod
+    def _read(self) -> Tensor:
+        """Values of the free parameter."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _write(self, values: Tensor, name: str = "values") -> None:
+        """Set the free parameter to give these values."""
+        raise NotImplementedError
+
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        """Values a user gave, float64; ValueError where they are none."""
+        return values
+
+    def _nearest(self, values: Tensor) -> Tensor:
+        """Values that `_write` takes."""
+        return values
+
+    def _need_fixable(self, name: str, mask: Tensor) -> None:
+        """ValueError unless these entries can stay while the others move."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        held = state_dict.get(prefix + "fixed_values")
+        if (held is None) != (self.fixed_values is None):  # a buffer that is not always there
+            self.fixed_values = None if held is None else held.to(self.free)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Numbers(Parametrized):
+    """Finite numbers, which an optimiser moves as they are.
+
+    Args:
+        start: the values to start from.
+
+    Attributes:
+        values: parameter.
+    """
+
+    def __init__(self, start: Tensor, words: str) -> None:
+        super().__init__(words)
+        self.values = nn.Parameter(start)
+
+    def _read(self) -> Tensor:
+        return widened(self.values)
+
+    def _write(self, values: Tensor, name: str = "values") -> None:
+        self.values.copy_(values)
+
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        if values.isinf().any():
+            raise ValueError(f"{name}: expected finite numbers, got inf at {first(values.isinf())}")
+        return values
+
+
+class Positive(Parametrized):
+    """Numbers above 0.
+
+    Args:
+        start: their logs to start from.
+        least: smaller ones, and 0, become this; without it 0 is refused.
+
+    Attributes:
+        logs: parameter.
+    """
+
+    def __init__(self, start: Tensor, words: str, least: float | None = None) -> None:
+        super().__init__(words)
+        self.least = least
+        self.logs = nn.Parameter(start)
+
+    def _read(self) -> Tensor:
+        return widened(self.logs).exp()
+
+    def _write(self, values: Tensor, name: str = "values") -> None:
+        self.logs.copy_(values.log())
+
+    def _nearest(self, values: Tensor) -> Tensor:
+        return values.clamp_min(torch.finfo(torch.float32).tiny if self.least is None else self.least)
+
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        is_bad = (values <= 0 if self.least is None else values < 0) | values.isinf()
+        if is_bad.any():
+            at, words = first(is_bad), "numbers above 0" if self.least is None else "finite numbers from 0"
+            raise ValueError(f"{name}: expected {words}, got {float(values[at]):.6g} at {at}")
+        return self._nearest(values)
+
+
+class UnitInterval(Parametrized):
+    """Probabilities that stand for themselves; 0 and 1 become numbers as near as the dtype lets be told from them.
+
+    Args:
+        start: their logits to start from.
+
+    Attributes:
+        logits: parameter.
+    """
+
+    def __init__(self, start: Tensor, words: str) -> None:
+        super().__init__(words)
+        self.logits = nn.Parameter(start)
+
+    def _read(self) -> Tensor:
+        return widened(self.logits).sigmoid()
+
+    def _write(self, values: Tensor, name: str = "values") -> None:
+        self.logits.copy_(values.logit())
+
+    def _nearest(self, values: Tensor) -> Tensor:
+        least = 1e-12 if self.logits.dtype == torch.float64 else 1e-7
+        return values.clamp(least, 1 - least)
+
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        is_bad = (values < 0) | (values > 1)
+        if is_bad.any():
+            at = first(is_bad)
+            raise ValueError(f"{name}: expected probabilities in [0, 1], got {float(values[at]):.6g} at {at}")
+        return self._nearest(values)
+
+
+class LogProbabilities(Parametrized):
     """Log-probabilities along the last axis, from free logits; entries that are exactly zero stay so.
 
     Args:
@@ -41,35 +258,50 @@ class LogProbabilities(nn.Module):
     Attributes:
         logits: parameter of the same shape.
         is_possible: buffer of the same shape; False marks a probability of exactly zero, whatever its logit.
+
+    Entries that are not fixed share what the fixed ones of their row leave.
     """
 
     is_possible: Tensor
 
-    def __init__(self, log_probabilities: Tensor, learnable: bool = True) -> None:
-        super().__init__()
+    def __init__(self, log_probabilities: Tensor, words: str, learnable: bool = True) -> None:
+        super().__init__(words)
         shape = log_probabilities.shape
         self.logits = nn.Parameter(torch.zeros(shape), requires_grad=learnable)
         self.register_buffer("is_possible", torch.ones(shape, dtype=torch.bool))
-        self._copy(log_probabilities)
+        with torch.no_grad():
+            self._write(log_probabilities)
 
-    def forward(self) -> Tensor:
-        """The log-probabilities, in float32 or wider, differentiable."""
+    def _read(self) -> Tensor:
         logits = widened(self.logits)
-        return torch.where(self.is_possible, logits, -torch.inf).log_softmax(-1)
+        if self.fixed_values is None:
+            return torch.where(self.is_possible, logits, -torch.inf).log_softmax(-1)
+        held = self.fixed_values.to(logits.dtype)
+        is_free = self.is_possible & held.isnan()
+        has_any = is_free.any(-1, keepdim=True)
+        shares = torch.where(is_free | ~has_any, logits, -torch.inf).log_softmax(-1)
+        taken = torch.where(held.isnan(), -torch.inf, held).exp().sum(-1, keepdim=True)
+        return torch.where(is_free, shares + (1.0 - taken).clamp_min(0.0).log(), -torch.inf)
 
-    def assign(self, name: str, log_probabilities: Any, words: str) -> None:
-        """Take given log-probabilities; -inf is a zero that stays one.
+    def _write(self, values: Tensor, name: str = "values") -> None:
+        is_possible = values > -torch.inf
+        self.is_possible.copy_(is_possible)
+        self.logits.copy_(values.where(is_possible, 0.0))
 
-        Raises:
-            ValueError: a wrong shape, NaN, or rows whose exp does not sum to one.
-        """
-        found = parameter_values(name, log_probabilities, tuple(self.logits.shape), words)
-        need_normalised(name, found.exp(), "these are logs: pass weights.log_softmax(-1)")
-        self._copy(found)
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        need_normalised(name, values.exp(), "these are logs: pass weights.log_softmax(-1)")
+        return values
 
     def num_free(self) -> int:
-        """Free parameters: one fewer a row than its possible entries."""
-        return int(self.is_possible.sum()) - prod(self.is_possible.shape[:-1])
+        """Free parameters: in each row one fewer than its possible entries that are not fixed."""
+        is_free = self.is_possible if self.is_fixed is None else self.is_possible & ~self.is_fixed
+        return int((is_free.sum(-1) - 1).clamp_min(0).sum())
+
+    @torch.no_grad()
+    def start(self, counts: Tensor) -> None:
+        """Take shares of counts (one added to each) among the possible entries."""
+        weights = (counts + 1.0).to(self.is_possible.device) * self.is_possible
+        self.take((weights / weights.sum(-1, keepdim=True)).log())
 
     @torch.no_grad()
     def sample(self, rows: Tensor, rng: torch.Generator) -> Tensor:
@@ -84,14 +316,8 @@ class LogProbabilities(nn.Module):
                 drawn[is_row] = found.to(drawn.device)
         return drawn
 
-    @torch.no_grad()
-    def _copy(self, log_probabilities: Tensor) -> None:
-        is_possible = log_probabilities > -torch.inf
-        self.is_possible.copy_(is_possible)
-        self.logits.copy_(log_probabilities.where(is_possible, 0.0))
 
-
-class Covariance(nn.Module):
+class Covariance(Parametrized):
     """Covariances of Gaussians from free parameters: logs of variances, or Cholesky factors.
 
     Args:
@@ -109,23 +335,22 @@ class Covariance(nn.Module):
     guard: Tensor
 
     def __init__(self, shape: tuple[int, ...], obs_dim: int, covariance_type: CovarianceType) -> None:
-        super().__init__()
         if covariance_type not in COVARIANCE_SHAPES:
             known = ", ".join(map(repr, COVARIANCE_SHAPES))
             raise ValueError(f"covariance_type: expected one of {known}, got {covariance_type!r}")
+        sizes = {**dict(zip("KM", shape, strict=False)), "D": obs_dim}
+        axes = [axis for axis in COVARIANCE_SHAPES[covariance_type] if axis in sizes]
+        super().__init__(f"({', '.join(axes)}{',' * (len(axes) == 1)}) for {covariance_type!r}")
         self.covariance_type = covariance_type
         self.obs_dim = obs_dim
         self.is_matrix = covariance_type in ("full", "tied")
-        sizes = {**dict(zip("KM", shape, strict=False)), "D": obs_dim}
-        axes = [axis for axis in COVARIANCE_SHAPES[covariance_type] if axis in sizes]
-        self.words = f"({', '.join(axes)}{',' * (len(axes) == 1)}) for {covariance_type!r}"
         self.factor = nn.Parameter(torch.zeros(tuple(sizes[axis] for axis in axes)))
         self.register_buffer("guard", torch.tensor(0.0))
         start = torch.ones(self.factor.shape, dtype=torch.float64)
-        self._copy(start * torch.eye(obs_dim) if self.is_matrix else start)
+        with torch.no_grad():
+            self._write(start * torch.eye(obs_dim) if self.is_matrix else start)
 
-    def forward(self) -> Tensor:
-        """The covariances, in float32 or wider, differentiable."""
+    def _read(self) -> Tensor:
         factor = widened(self.factor)
         low, high = log(_LEAST), log(_MOST)
         if not self.is_matrix:
@@ -136,14 +361,8 @@ class Covariance(nn.Module):
             product = lower @ lower.mT
         return product + (product.diagonal(dim1=-2, dim2=-1) * self.guard).diag_embed()
 
-    def assign(self, name: str, covariances: Any) -> None:
-        """Take given covariances.
-
-        Raises:
-            ValueError: a wrong shape, a variance outside 1e-12..1e18, a matrix that is not symmetric, not positive
-                definite, or so close to singular that rounding would make it so.
-        """
-        found = parameter_values(name, covariances, tuple(self.factor.shape), self.words)
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        found = values
         variances = found.diagonal(dim1=-2, dim2=-1) if self.is_matrix else found
         is_bad = ~((variances >= _LEAST * (1 - 1e-5)) & (variances <= _MOST * (1 + 1e-5)))
         if is_bad.any():
@@ -154,14 +373,12 @@ class Covariance(nn.Module):
             )
         if self.is_matrix and not torch.allclose(found, found.mT, rtol=1e-5, atol=0.0):
             raise ValueError(f"{name}: expected symmetric matrices; take (C + C.mT) / 2")
-        self._copy(found, name)
+        return found
 
-    def nearest(self, covariances: Tensor) -> Tensor:
-        """Covariances that `assign` takes, of the same variances: correlations drawn to zero as far as has to be.
-
-        In float32 a matrix may be too close to singular that float64 can still invert.
-        """
-        found = covariances.detach().double().clamp(-_MOST, _MOST)
+    def _nearest(self, values: Tensor) -> Tensor:
+        # of the same variances, correlations drawn to zero as far as has to be: in float32 a matrix may be too close to
+        # singular that float64 can still invert
+        found = values.clamp(-_MOST, _MOST)
         if not self.is_matrix:
             return found.clamp_min(_LEAST)
         found = 0.5 * (found + found.mT)
@@ -181,7 +398,7 @@ class Covariance(nn.Module):
 
     def num_free(self) -> int:
         """Free parameters: the entries on and below the diagonal of each matrix, each variance otherwise."""
-        size = self.factor.numel()
+        size = super().num_free()
         return size // (self.obs_dim**2) * (self.obs_dim * (self.obs_dim + 1) // 2) if self.is_matrix else size
 
     @torch.no_grad()
@@ -203,8 +420,12 @@ class Covariance(nn.Module):
             scaled[chosen] = noise[chosen] @ factors[tuple(place)].mT
         return scaled
 
-    @torch.no_grad()
-    def _copy(self, covariances: Tensor, name: str = "covariances") -> None:
+    def _need_fixable(self, name: str, mask: Tensor) -> None:
+        if self.is_matrix and bool((mask != mask[..., :1, :1]).any()):
+            raise ValueError(f"{name}: expected whole matrices to be fixed, or none of their entries")
+
+    def _write(self, values: Tensor, name: str = "covariances") -> None:
+        covariances = values
         if not self.is_matrix:
             self.factor.copy_(covariances.log())
             return

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from hmm_functional._check import need_count
 
-from .emission import EmissionHMM
-from .fit import NotConverged, padded
+from .data import padded
+from .fit import NotConverged
 from .initialize import best_names
+from .trainable import EmissionHMM
 
 Criterion = Literal["cross_validation", "bic", "aic"]
 
@@ -190,7 +191,7 @@ def standard_errors(model: EmissionHMM, x: Tensor, lengths: Any = None) -> dict[
         )
     inverse = (vectors * torch.where(values > least, 1 / values.clamp_min(least), 0.0)) @ vectors.mT
     found = {}
-    for name in model._weights():
+    for name in model._parametrized():
         jacobian = torch.func.jacrev(lambda flat, n=name: read(flat, n))(point)
         variances = ((jacobian @ inverse) * jacobian).sum(-1)
         found[name.removeprefix("log_")] = variances.clamp_min(0.0).sqrt()

@@ -22,8 +22,9 @@ import pytorch_hmm
 from hmm_functional.emissions import GaussianPrior
 from hmm_functional.learning import Priors
 
-from .emission import EmissionHMM
-from .fit import FitReport, NotConverged, padded
+from .data import padded
+from .fit import FitReport, NotConverged
+from .trainable import EmissionHMM
 
 
 class Monitor(NamedTuple):

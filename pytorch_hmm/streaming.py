@@ -12,8 +12,9 @@ import hmm_functional as hf
 from hmm_functional._check import need_count
 
 from ._check import need_frames
-from .hmm import BaseHMM, HMMPyTorch
+from .hmm import BaseHMM
 from .parametrize import full_precision
+from .scores import HMMPyTorch
 
 
 class StreamingHMMProcessor(nn.Module):

@@ -6,7 +6,9 @@ from .gaussian import Gaussian, GaussianParameters, gaussian_log_prob
 from .mixture import GaussianMixture, MixtureParameters, gmm_log_likelihood
 from .moments import GaussianPrior
 from .poisson import Poisson, PoissonParameters, poisson_log_prob
+from .product import Product, ProductParameters
 from .student_t import StudentT, StudentTParameters, student_t_log_prob
+from .tied import TiedStates
 
 __all__ = [
     "Bernoulli",
@@ -20,8 +22,11 @@ __all__ = [
     "MixtureParameters",
     "Poisson",
     "PoissonParameters",
+    "Product",
+    "ProductParameters",
     "StudentT",
     "StudentTParameters",
+    "TiedStates",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "gaussian_log_prob",

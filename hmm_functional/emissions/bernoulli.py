@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_shape
 from ..backend import Array, backend_of
+from .constraints import held
 from .moments import is_seen
 from .poisson import weighted_sums
 
@@ -83,7 +84,12 @@ class Bernoulli:
         backend = backend_of(observations=observations, posteriors=posteriors)
         return BernoulliStatistics(*weighted_sums(backend, observations, posteriors))
 
-    def m_step(self, statistics: BernoulliStatistics, parameters: BernoulliParameters) -> BernoulliParameters:
+    def m_step(
+        self,
+        statistics: BernoulliStatistics,
+        parameters: BernoulliParameters,
+        fixed: BernoulliParameters | None = None,
+    ) -> BernoulliParameters:
         """The probabilities of highest expected log-probability (and prior); a state without frames keeps its own."""
         (probs,), (counts, sums) = parameters, statistics
         xp = backend_of(probs=probs).xp
@@ -91,7 +97,7 @@ class Bernoulli:
         has_any = is_seen(xp, total)
         found = (sums + (self.ones - 1.0)) / xp.where(has_any, total, 1.0)
         found = xp.clip(xp.astype(found, probs.dtype), 0.0, 1.0)
-        return BernoulliParameters(xp.where(has_any, found, probs))
+        return BernoulliParameters(held(None if fixed is None else fixed.probs, probs, xp.where(has_any, found, probs)))
 
     def log_prior(self, parameters: BernoulliParameters) -> Any:
         """log density of the parameters before any data, up to a constant."""

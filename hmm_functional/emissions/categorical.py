@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
 from .._check import need_floating, need_integers, need_range
 from ..backend import Array, Backend, backend_of
+from .constraints import is_any
 from .density import WORKSPACE
 from .moments import is_seen, wide
 
@@ -93,29 +95,60 @@ class Categorical:
             counts = counts + xp.matrix_transpose(part) @ is_symbol
         return CategoricalStatistics(counts)
 
-    def m_step(self, statistics: CategoricalStatistics, parameters: CategoricalParameters) -> CategoricalParameters:
-        """The probabilities of highest expected log-probability (and prior); zeros stay."""
+    def m_step(
+        self,
+        statistics: CategoricalStatistics,
+        parameters: CategoricalParameters,
+        fixed: CategoricalParameters | None = None,
+    ) -> CategoricalParameters:
+        """The probabilities of highest expected log-probability (and prior); zeros stay, and what is `fixed`."""
         backend = backend_of(log_probs=parameters.log_probs)
         (counts,), (old,) = statistics, parameters
-        return CategoricalParameters(maximize_probabilities(backend, counts, old, self.concentration))
+        (held,) = (None,) if fixed is None else fixed
+        return CategoricalParameters(maximize_probabilities(backend, counts, old, self.concentration, held))
 
     def log_prior(self, parameters: CategoricalParameters) -> Any:
         """log density of the parameters before any data, up to a constant."""
         return dirichlet_log_density(parameters.log_probs, self.concentration)
 
 
-def maximize_probabilities(backend: Backend, counts: Array, log_old: Array, concentration: Any = 1.0) -> Array:
+def maximize_probabilities(
+    backend: Backend, counts: Array, log_old: Array, concentration: Any = 1.0, is_fixed: Any = None
+) -> Array:
     """Log-probabilities along the last axis from expected counts and a Dirichlet prior: the mode.
 
-    Entries of -inf in `log_old` stay so, and a row without counts or prior keeps the values of `log_old`.
+    Entries of -inf in `log_old`, and those that `is_fixed` marks, stay; the others share what these leave. A row
+    without counts or prior keeps the values of `log_old`.
     """
+    return maximize_groups(
+        backend, counts, log_old, concentration, is_fixed, lambda x: backend.xp.sum(x, axis=-1, keepdims=True)
+    )
+
+
+def maximize_groups(
+    backend: Backend,
+    counts: Array,
+    log_old: Array,
+    concentration: Any,
+    is_fixed: Any,
+    total_of: Callable[[Array], Array],
+) -> Array:
+    """The same of probabilities that sum to one over groups; `total_of` sums an array over each entry's own group."""
     xp = backend.xp
-    is_possible = log_old > -inf
-    counts = xp.where(is_possible, counts + (concentration - 1.0), 0.0)
-    total = xp.sum(counts, axis=-1, keepdims=True)
+    if is_fixed is True:
+        return log_old
+    is_free, rest = log_old > -inf, None
+    if is_any(is_fixed):
+        old = wide(backend, log_old)
+        rest = xp.clip(1.0 - total_of(xp.where(is_fixed, xp.exp(old), 0.0)), 0.0, 1.0)
+        is_free = xp.logical_and(is_free, xp.logical_not(is_fixed))
+    counts = xp.where(is_free, counts + (concentration - 1.0), 0.0)
+    total = total_of(counts)
     has_any = is_seen(xp, total)
-    found = backend.log(counts / xp.where(has_any, total, 1.0))
-    return xp.where(has_any, xp.astype(found, log_old.dtype), log_old)
+    found = counts / xp.where(has_any, total, 1.0)
+    found = backend.log(found if rest is None else found * rest)
+    found = xp.where(has_any, xp.astype(found, log_old.dtype), log_old)
+    return found if rest is None else xp.where(is_fixed, log_old, found)
 
 
 def dirichlet_log_density(log_probs: Array, concentration: Any) -> Any:

@@ -91,11 +91,22 @@ class Gaussian(GaussianFamily):
         centre = centre_of(backend, parameters.means)
         return weighted_moments(backend, observations, posteriors, centre, self.covariance_type)
 
-    def m_step(self, statistics: GaussianStatistics, parameters: GaussianParameters) -> GaussianParameters:
-        """The parameters of highest expected log-density (and prior); a state without frames keeps its own."""
+    def m_step(
+        self, statistics: GaussianStatistics, parameters: GaussianParameters, fixed: GaussianParameters | None = None
+    ) -> GaussianParameters:
+        """The parameters of highest expected log-density (and prior); a state without frames keeps its own.
+
+        Args:
+            fixed: booleans in place of the parameters, None for no entry or True for all: which stay as they are.
+        """
         return GaussianParameters(
             *maximize_gaussians(
-                statistics, *parameters, self.covariance_type, floor=self.variance_floor, prior=self.prior
+                statistics,
+                *parameters,
+                self.covariance_type,
+                floor=self.variance_floor,
+                prior=self.prior,
+                fixed=(None, None) if fixed is None else fixed,
             )
         )
 

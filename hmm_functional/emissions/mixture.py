@@ -143,16 +143,30 @@ class GaussianMixture(GaussianFamily):
 
         return summed(moments(start) for start in range(0, max(1, frames.shape[0]), length))
 
-    def m_step(self, statistics: GaussianStatistics, parameters: MixtureParameters) -> MixtureParameters:
+    def m_step(
+        self, statistics: GaussianStatistics, parameters: MixtureParameters, fixed: MixtureParameters | None = None
+    ) -> MixtureParameters:
         """The parameters of highest expected log-density (and prior); a component without frames keeps its own."""
         log_weights, means, covariances = parameters
         backend = backend_of(means=means)
         xp = backend.xp
         flat = xp.reshape(means, (-1, means.shape[-1]))
-        floor, prior, form = self.variance_floor, self.prior, self.covariance_type
-        moved, spread = maximize_gaussians(statistics, flat, covariances, form, floor=floor, prior=prior)
+        held = MixtureParameters(None, None, None) if fixed is None else fixed
+        if isinstance(held.means, bool) or held.means is None:
+            own = held.means
+        else:
+            own = xp.reshape(xp.broadcast_to(held.means, means.shape), flat.shape)
+        moved, spread = maximize_gaussians(
+            statistics,
+            flat,
+            covariances,
+            self.covariance_type,
+            floor=self.variance_floor,
+            prior=self.prior,
+            fixed=(own, held.covariances),
+        )
         counts = xp.reshape(statistics.counts, log_weights.shape)
-        weights = maximize_probabilities(backend, counts, log_weights, self.concentration)
+        weights = maximize_probabilities(backend, counts, log_weights, self.concentration, held.log_weights)
         return MixtureParameters(weights, xp.reshape(moved, means.shape), spread)
 
     def log_prior(self, parameters: MixtureParameters) -> Any:

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any, NamedTuple, TypeVar
 
 from ..backend import Array, Backend, backend_of
+from .constraints import held, is_any
 from .density import WORKSPACE
 
 Parameters = TypeVar("Parameters")
@@ -153,6 +154,7 @@ def maximize_gaussians(
     floor: Any = 0.0,
     prior: GaussianPrior | None = None,
     frames: Array | None = None,
+    fixed: tuple[Any, Any] = (None, None),
 ) -> tuple[Array, Array]:
     """Means (C, D) and covariances of highest expected log-density (and prior), from moments about `centre_of(means)`.
 
@@ -160,6 +162,11 @@ def maximize_gaussians(
         means, covariances: the parameters before, which Gaussians without weight keep.
         floor: the least variance, a number or (D,); a matrix less the diagonal matrix of these stays semi-definite.
         frames: (C,), what sums of squares are divided by, where that is not the counts.
+        fixed: which means and which covariances stay: booleans, None for none of them, True for all. Covariances that
+            are matrices stay whole or not at all.
+
+    With fixed entries among the means of correlated features the others are maximised over under the covariances
+    before, then the covariances: the expected log-density never falls.
     """
     backend = backend_of(means=means, covariances=covariances)
     xp = backend.xp
@@ -171,6 +178,8 @@ def maximize_gaussians(
     believed = wide(backend, xp.zeros_like(means) + backend_array(backend, prior.mean, means)) - centre
     offset = (sums + prior.mean_weight * believed) / _divisor(xp, weight)[:, None]
     offset = xp.where(is_seen(xp, weight)[:, None], offset, wide(backend, means) - centre)
+    if is_any(fixed[0]):
+        offset = _held_means(backend, offset, means, centre, covariances, covariance_type, fixed[0])
     gaps = offset - believed
     is_matrix, extra = covariance_type in ("full", "tied"), prior.degrees_of(covariance_type, dim)
     own = 1 if prior.mean_weight else 0
@@ -195,7 +204,30 @@ def maximize_gaussians(
         found = 0.5 * (found + xp.matrix_transpose(found))
     found = bounded(backend, found, covariance_type, floor)
     found = xp.where(is_known, found, wide(backend, xp.reshape(covariances, scatter.shape)))
-    return xp.astype(offset + centre, dtype), xp.astype(xp.reshape(found, covariances.shape), dtype)
+    found = xp.astype(xp.reshape(found, covariances.shape), dtype)
+    return held(fixed[0], means, xp.astype(offset + centre, dtype)), held(fixed[1], covariances, found)
+
+
+def _held_means(
+    backend: Backend,
+    offset: Array,
+    means: Array,
+    centre: Array,
+    covariances: Array,
+    covariance_type: str,
+    is_fixed: Any,
+) -> Array:
+    """Means (C, D) less the centre, those that are fixed and what is best for the others beside them."""
+    xp, (count, dim) = backend.xp, means.shape
+    old = wide(backend, means) - centre
+    if is_fixed is True or covariance_type not in ("full", "tied"):
+        return held(is_fixed, old, offset)
+    share = wide(backend, xp.astype(xp.broadcast_to(is_fixed, means.shape), means.dtype))
+    matrices = wide(backend, xp.broadcast_to(xp.reshape(covariances, (-1, dim, dim)), (count, dim, dim)))
+    among = matrices * share[:, :, None] * share[:, None, :]
+    among = among + (1.0 - share)[:, None, :] * xp.eye(dim, dtype=share.dtype)  # the others are cut off
+    pulled = xp.linalg.solve(among, (share * (old - offset))[..., None])
+    return offset + (matrices @ (share[..., None] * pulled))[..., 0]
 
 
 @dataclass(frozen=True)

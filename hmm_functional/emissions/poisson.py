@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_shape
 from ..backend import Array, Backend, backend_of
+from .constraints import held
 from .moments import is_seen, wide
 
 
@@ -87,7 +88,9 @@ class Poisson:
         backend = backend_of(observations=observations, posteriors=posteriors)
         return PoissonStatistics(*weighted_sums(backend, observations, posteriors))
 
-    def m_step(self, statistics: PoissonStatistics, parameters: PoissonParameters) -> PoissonParameters:
+    def m_step(
+        self, statistics: PoissonStatistics, parameters: PoissonParameters, fixed: PoissonParameters | None = None
+    ) -> PoissonParameters:
         """The rates of highest expected log-probability (and prior); a state without frames keeps its own."""
         (rates,), (counts, sums) = parameters, statistics
         backend = backend_of(rates=rates)
@@ -95,7 +98,8 @@ class Poisson:
         total = counts[:, None] + self.rate + xp.zeros_like(sums)
         has_any = is_seen(xp, total)
         found = (sums + (self.shape - 1.0)) / xp.where(has_any, total, 1.0)
-        return PoissonParameters(xp.where(has_any, xp.astype(found, rates.dtype), rates))
+        found = xp.where(has_any, xp.astype(found, rates.dtype), rates)
+        return PoissonParameters(held(None if fixed is None else fixed.rates, rates, found))
 
     def log_prior(self, parameters: PoissonParameters) -> Any:
         """log density of the parameters before any data, up to a constant."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .._check import need_shape
 from ..backend import Array, Backend, backend_of
+from .constraints import held
 from .density import common, need_covariances
 from .gaussian import gaussian_log_prob
 from .moments import GaussianFamily, GaussianStatistics, centre_of, is_seen, maximize_gaussians, weighted_moments, wide
@@ -144,20 +145,29 @@ class StudentT(GaussianFamily):
             moments, xp.sum(weights, axis=0), xp.sum(xp.where(weights > 0, weights * flat, 0.0), axis=0)
         )
 
-    def m_step(self, statistics: StudentTStatistics, parameters: StudentTParameters) -> StudentTParameters:
+    def m_step(
+        self, statistics: StudentTStatistics, parameters: StudentTParameters, fixed: StudentTParameters | None = None
+    ) -> StudentTParameters:
         """The parameters of highest expected log-density; a state without frames keeps its own."""
         means, covariances, degrees = parameters
         moments, frames, logs = statistics
         backend = backend_of(means=means)
         xp = backend.xp
         means, covariances = maximize_gaussians(
-            moments, means, covariances, self.covariance_type, floor=self.variance_floor, frames=frames
+            moments,
+            means,
+            covariances,
+            self.covariance_type,
+            floor=self.variance_floor,
+            frames=frames,
+            fixed=(None, None) if fixed is None else fixed[:2],
         )
         if self.learns_degrees:
             has_any = is_seen(xp, frames)
             mean = logs / xp.where(has_any, frames, 1.0)
             found = xp.astype(_degrees(backend, mean), degrees.dtype)
-            degrees = xp.where(has_any, found, degrees)
+            found = xp.where(has_any, found, degrees)
+            degrees = held(None if fixed is None else fixed.degrees_of_freedom, degrees, found)
         return StudentTParameters(means, covariances, degrees)
 
     def moved(self, statistics: StudentTStatistics, old: Any, new: Any) -> StudentTStatistics:
