@@ -34,6 +34,12 @@ if find_spec("jax") is not None:
 # doctests import every file; these need a library that may be absent
 collect_ignore_glob = [
     pattern
-    for library, pattern in (("jax", "*/*/jax_*.py"), ("numba", "*/*/numba_*.py"), ("triton", "*/*/triton_*.py"))
+    for library, pattern in (
+        ("jax", "*/*/jax_*.py"),
+        ("numba", "*/*/numba_*.py"),
+        ("triton", "*/*/triton_*.py"),
+        ("dynamax", "*/*/dynamax.py"),
+        ("pomegranate", "*/*/pomegranate.py"),
+    )
     if find_spec(library) is None
 ]

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .convert import from_hmmlearn, to_hmmlearn
+from .convert import from_dynamax, from_hmmlearn, from_pomegranate, to_dynamax, to_hmmlearn, to_pomegranate
 from .discrete import (
     BernoulliEmission,
     BernoulliHMM,
@@ -54,9 +54,13 @@ __all__ = [
     "StudentTEmission",
     "StudentTHMM",
     "__version__",
+    "from_dynamax",
     "from_hmmlearn",
+    "from_pomegranate",
     "match_states",
     "select_num_states",
     "standard_errors",
+    "to_dynamax",
     "to_hmmlearn",
+    "to_pomegranate",
 ]

@@ -1,4 +1,4 @@
-"""Models of other libraries as modules, and back."""
+"""Models of hmmlearn as modules, and back."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .discrete import CategoricalHMM, PoissonHMM
-from .gaussian import GaussianHMM
-from .mixture import MixtureGaussianHMM
-from .trainable import EmissionHMM
+from ..discrete import CategoricalHMM, PoissonHMM
+from ..gaussian import GaussianHMM
+from ..mixture import MixtureGaussianHMM
+from ..trainable import EmissionHMM
+from .values import filled, logs, written
 
 
 def from_hmmlearn(model: Any) -> EmissionHMM:
@@ -32,27 +33,26 @@ def from_hmmlearn(model: Any) -> EmissionHMM:
     """
     kind = type(model).__name__ if type(model).__module__.startswith("hmmlearn") else f"{type(model)}"
     size = int(getattr(model, "n_components", 0))
-    found: Any
+    found: EmissionHMM
+    values: dict[str, Any]
     if kind == "GaussianHMM":
         form, covariances = model.covariance_type, np.asarray(model._covars_)
-        found = GaussianHMM(size, model.means_.shape[1], form).double()
-        found.means, found.covariances = model.means_, covariances[:, 0] if form == "spherical" else covariances
+        found = GaussianHMM(size, model.means_.shape[1], form)
+        values = {"means": model.means_, "covariances": covariances[:, 0] if form == "spherical" else covariances}
     elif kind == "GMMHMM":
         form = model.covariance_type
         if form == "tied":
             raise ValueError("model: expected mixtures that are not 'tied', which hmmlearn ties in each state alone")
-        found = MixtureGaussianHMM(size, model.means_.shape[2], model.n_mix, form).double()
-        found.log_weights, found.means, found.covariances = _log(model.weights_), model.means_, model.covars_
+        found = MixtureGaussianHMM(size, model.means_.shape[2], model.n_mix, form)
+        values = {"log_weights": logs("weights", model.weights_), "means": model.means_, "covariances": model.covars_}
     elif kind == "CategoricalHMM":
-        found = CategoricalHMM(size, model.emissionprob_.shape[1]).double()
-        found.log_probs = _log(model.emissionprob_)
+        found = CategoricalHMM(size, model.emissionprob_.shape[1])
+        values = {"log_probs": logs("probs", model.emissionprob_)}
     elif kind == "PoissonHMM":
-        found = PoissonHMM(size, model.lambdas_.shape[1], rates=model.lambdas_).double()
-        found.rates = model.lambdas_
+        found, values = PoissonHMM(size, model.lambdas_.shape[1]), {"rates": model.lambdas_}
     else:
         raise TypeError(f"model: expected hmmlearn's GaussianHMM, GMMHMM, CategoricalHMM or PoissonHMM, got {kind}")
-    found.log_initial, found.log_transition = _log(model.startprob_), _log(model.transmat_)
-    return found  # type: ignore[no-any-return]
+    return filled(found, model.startprob_, model.transmat_, **values)
 
 
 def to_hmmlearn(model: EmissionHMM) -> Any:
@@ -72,28 +72,19 @@ def to_hmmlearn(model: EmissionHMM) -> Any:
     if isinstance(model, GaussianHMM):
         found = hmm.GaussianHMM(size, model.covariance_type)
         found.n_features = model.obs_dim
-        found.means_, found.covars_ = _array(model.means), _array(model.covariances)
+        found.means_, found.covars_ = written(model.means), written(model.covariances)
     elif isinstance(model, MixtureGaussianHMM):
         found = hmm.GMMHMM(size, model.num_mixtures, covariance_type=model.covariance_type)
         found.n_features = model.obs_dim
-        found.weights_ = _array(model.log_weights.exp())
-        found.means_, found.covars_ = _array(model.means), _array(model.covariances)
+        found.weights_ = written(model.log_weights.exp())
+        found.means_, found.covars_ = written(model.means), written(model.covariances)
     elif isinstance(model, CategoricalHMM):
         found = hmm.CategoricalHMM(size)
-        found.n_features, found.emissionprob_ = model.num_symbols, _array(model.log_probs.exp())
+        found.n_features, found.emissionprob_ = model.num_symbols, written(model.log_probs.exp())
     elif isinstance(model, PoissonHMM):
         found = hmm.PoissonHMM(size)
-        found.n_features, found.lambdas_ = model.obs_dim, _array(model.rates)
+        found.n_features, found.lambdas_ = model.obs_dim, written(model.rates)
     else:
         raise TypeError(f"model: expected a module that hmmlearn has a class for, got {type(model).__name__}")
-    found.startprob_, found.transmat_ = _array(model.log_initial.exp()), _array(model.log_transition.exp())
+    found.startprob_, found.transmat_ = written(model.log_initial.exp()), written(model.log_transition.exp())
     return found
-
-
-def _log(probabilities: Any) -> Any:
-    with np.errstate(divide="ignore"):
-        return np.log(np.asarray(probabilities, dtype=np.float64))
-
-
-def _array(x: Any) -> Any:
-    return x.detach().double().cpu().numpy().copy()
