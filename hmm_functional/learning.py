@@ -9,7 +9,7 @@ A family is an emission law: any object with the four methods of `Family`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from math import inf
 from typing import Any, NamedTuple, Protocol, cast
@@ -48,7 +48,10 @@ class Family(Protocol):
 
 
 class HMMParameters(NamedTuple):
-    """A model: log p(z_0) (K,), the transition without batch axes, and the emission family's parameters."""
+    """A model: log p(z_0) (K,), the transition without batch axes, and the emission family's parameters.
+
+    R models of one form learn together, see `together`: (R, K), (R, K, K), and emissions of R K states.
+    """
 
     log_initial: Array
     log_transition: Any
@@ -59,7 +62,7 @@ class Statistics(NamedTuple):
     """Expected statistics of sequences, sums over all of them."""
 
     log_likelihood: Array
-    """(), weighted as the sequences are."""
+    """(), weighted as the sequences are; (R,) of R models, as the rest has R axes where the parameters have."""
     initial: Array
     """(K,): how often each state is expected first."""
     transitions: Any
@@ -113,38 +116,61 @@ def expected_statistics(
     """
     emission = family.log_prob(observations, parameters.emission)
     backend = backend_of(log_emission=emission, weights=weights)
-    xp = backend.xp
+    xp, (initial, transition, _) = backend.xp, parameters
+    models = tuple(initial.shape[:-1])
+    if models:
+        emission, initial, transition = _side_by_side(emission, initial, transition)
     if is_observed is not None:
         emission = xp.where(is_observed[..., None], emission, 0.0)
     if is_allowed is not None:
         emission = xp.where(is_allowed, emission, -inf)
-    chain = chain_of(parameters.log_initial, parameters.log_transition, emission, lengths=lengths)
-    if chain.initial.shape[0] != 1 or chain.weights[0].shape[0] != 1:
+    chain = chain_of(initial, transition, emission, lengths=lengths)
+    if not models and (chain.initial.shape[0] != 1 or chain.weights[0].shape[0] != 1):
         raise ValueError("parameters: expected one model for all sequences, got batch axes in its chain")
     size = chain.emission.shape[0]
     scale = backend.full((size,), 1.0, like=chain.emission)
     if weights is not None:
         scale = xp.astype(xp.reshape(xp.broadcast_to(weights, chain.batch_shape), (size,)), scale.dtype)
     if method == "viterbi":
-        likelihood, initial, counts, posteriors = _along_best_paths(chain, scale, kernel)
+        likelihood, posteriors, counts = _along_best_paths(chain, scale, kernel, models)
     elif method == "em":
-        likelihood, initial, counts, posteriors = _expected(chain, scale, kernel)
+        likelihood, posteriors, counts = _expected(chain, scale, kernel, models)
+        if not models:
+            counts = own_shape(backend, transition, counts)
     else:
         raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
+    likelihood = wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale)
+    total = xp.sum(xp.reshape(likelihood, (*models, -1)), axis=-1)
+    starts = xp.sum(xp.reshape(posteriors[:, 0, :], (*models, -1, chain.num_states)), axis=-2)
     posteriors = chain.unflatten(posteriors)
     observed = posteriors if is_observed is None else xp.where(is_observed[..., None], posteriors, 0.0)
+    if models:
+        observed = xp.moveaxis(observed, 0, -2)
+        observed = xp.reshape(observed, (*observed.shape[:-2], -1))
     # what is not read may be anything, and is made nothing
     is_read = xp.sum(observed, axis=-1) > 0
     is_read = xp.reshape(is_read, (*is_read.shape, *[1] * (observations.ndim - is_read.ndim)))
     observations = xp.where(is_read, observations, xp.zeros_like(observations))
-    if method == "em":
-        counts = own_shape(backend, parameters.log_transition, counts)
-    total = xp.sum(wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale))
-    return Statistics(total, initial, counts, family.statistics(observations, observed, parameters.emission))
+    return Statistics(total, starts, counts, family.statistics(observations, observed, parameters.emission))
 
 
-def _expected(chain: Chain, scale: Array, kernel: str) -> tuple[Array, Array, tuple[Array, ...], Array]:
-    """Log-likelihoods (B,), initial counts (K,), transition counts, posteriors (B, T, K); the last three weighted."""
+def _side_by_side(emission: Array, initial: Array, transition: Any) -> tuple[Array, Array, Array]:
+    """Scores (..., T, R K) of R models as (R, ..., T, K), and chains whose batch axes broadcast with them."""
+    xp = backend_of(emission=emission).xp
+    count, num_states = initial.shape
+    if getattr(transition, "ndim", 0) != 3 or emission.shape[-1] != count * num_states:
+        raise ValueError(
+            f"parameters: expected, for {count} models in one, dense transitions ({count}, K, K) and emissions of "
+            f"{count * num_states} states, one model's after the other's"
+        )
+    emission = xp.moveaxis(xp.reshape(emission, (*emission.shape[:-1], count, num_states)), -2, 0)
+    ones = (1,) * (emission.ndim - 3)
+    initial = xp.reshape(initial, (count, *ones, num_states))
+    return emission, initial, xp.reshape(transition, (count, *ones, 1, num_states, num_states))
+
+
+def _expected(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) -> tuple[Array, Array, Any]:
+    """Log-likelihoods (B,), posteriors (B, T, K), transition counts; the last two weighted by scale (B,)."""
     backend, xp = chain.backend, chain.backend.xp
     arrays = chain_arrays(chain, kernel)
     is_plain = not backend.records(arrays.theta) and chain.weights[0].shape[1] == 1
@@ -154,15 +180,18 @@ def _expected(chain: Chain, scale: Array, kernel: str) -> tuple[Array, Array, tu
         likelihood, messages = quantities.forward(call, chain.final, True, meets=meets)
         posteriors, counted = quantities.statistics(call, chain.final, messages, scale, True, meets)
         assert counted is not None
-        return likelihood, xp.sum(posteriors[:, 0, :], axis=0), (counted[0, 0, ...],), posteriors
-    likelihood, messages = forward_pass(chain, kernel, has_messages=True)
-    found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, scale, *arrays.constants, messages])
+        counts: tuple[Array, ...] = (counted,)
+    else:
+        likelihood, messages = forward_pass(chain, kernel, has_messages=True)
+        found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, scale, *arrays.constants, messages])
+        posteriors, counts = found[-2], found[1:-2]
+    if models:
+        return likelihood, posteriors, xp.sum(xp.reshape(counts[0], (*models, -1, *counts[0].shape[-2:])), axis=1)
     slots = chain.weights[0].shape[1]
-    counts = tuple(c[0, 0, ...] if slots == 1 else c[0, ...] for c in found[1:-2])
-    return likelihood, found[0][0, :], counts, found[-2]
+    return likelihood, posteriors, tuple(c[0, 0, ...] if slots == 1 else c[0, ...] for c in counts)
 
 
-def _along_best_paths(chain: Chain, scale: Array, kernel: str) -> tuple[Array, Array, Array, Array]:
+def _along_best_paths(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """The same with the best path for certain."""
     backend, xp = chain.backend, chain.backend.xp
     if not isinstance(chain.structure, Dense) or chain.weights[0].shape[1] != 1:
@@ -177,9 +206,9 @@ def _along_best_paths(chain: Chain, scale: Array, kernel: str) -> tuple[Array, A
     every = backend.arange(chain.num_states, like=found.states)
     posteriors = xp.astype(found.states[..., None] == every, chain.emission.dtype) * scale[:, None, None]
     one_hot = xp.astype(found.states[:, 1:, None] == every, chain.emission.dtype)
-    pairs = xp.matrix_transpose(xp.reshape(posteriors[:, :-1, :], (-1, chain.num_states)))
-    counts = pairs @ xp.reshape(one_hot, (-1, chain.num_states))
-    return found.log_joint, xp.sum(posteriors[:, 0, :], axis=0), counts, posteriors
+    pairs = xp.matrix_transpose(xp.reshape(posteriors[:, :-1, :], (*models, -1, chain.num_states)))
+    counts = pairs @ xp.reshape(one_hot, (*models, -1, chain.num_states))
+    return found.log_joint, posteriors, counts
 
 
 def maximize(
@@ -317,6 +346,32 @@ def interpolate(old: Any, new: Any, share: float) -> Any:
     References: Cappe and Moulines 2009, equation 13; Liang and Klein 2009.
     """
     return each(lambda x, y: (1.0 - share) * x + share * y, old, new)
+
+
+def together(models: Sequence[HMMParameters]) -> HMMParameters:
+    """Models of one form as one that learns them side by side: each step of EM is that of each alone.
+
+    Only for dense transitions and families whose states have parameters of their own (no "tied" covariances).
+    """
+    if len(models) == 1:
+        return models[0]
+    xp = backend_of(log_initial=models[0].log_initial).xp
+    emission = each(lambda *arrays: xp.concat(arrays, axis=0), *(model.emission for model in models))
+    initial = xp.stack([model.log_initial for model in models])
+    return HMMParameters(initial, xp.stack([model.log_transition for model in models]), emission)
+
+
+def apart(parameters: HMMParameters) -> list[HMMParameters]:
+    """The models that `together` put together, or a single one."""
+    initial, transition, emission = parameters
+    if initial.ndim == 1:
+        return [parameters]
+    count = initial.shape[0]
+
+    def rows(r: int) -> Callable[[Array], Array]:
+        return lambda x: x[r * (x.shape[0] // count) : (r + 1) * (x.shape[0] // count), ...]
+
+    return [HMMParameters(initial[r, :], transition[r, ...], each(rows(r), emission)) for r in range(count)]
 
 
 def keep(fixed: Any, old: Any, new: Any) -> Any:

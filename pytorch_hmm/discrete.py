@@ -26,6 +26,8 @@ from .trainable import EmissionHMM, EmissionOptions, num_laws
 class CategoricalEmission(Emission):
     """Symbols 0..V-1; arguments as `CategoricalHMM`'s."""
 
+    are_laws_apart = True
+
     def __init__(self, num_laws: int, num_symbols: int, *, probs: Any = None) -> None:
         super().__init__(num_laws, ())
         self.num_symbols = need_count("num_symbols", num_symbols, 1)
@@ -95,6 +97,7 @@ class CategoricalEmission(Emission):
 class PoissonEmission(CountEmission):
     """D independent counts; arguments as `PoissonHMM`'s."""
 
+    are_laws_apart = True
     support = (-1, torch.inf)
     wanted = "counts from 0"
 
@@ -130,6 +133,7 @@ class PoissonEmission(CountEmission):
 class BernoulliEmission(CountEmission):
     """D independent features that are 0 or 1; arguments as `BernoulliHMM`'s."""
 
+    are_laws_apart = True
     support = (-1, 2)
     wanted = "zeros and ones"
 

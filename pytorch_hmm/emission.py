@@ -33,6 +33,8 @@ class Emission(AssignableModule, ABC):
     """The same in words."""
     can_marginalize = False
     """Whether single features may be missing."""
+    are_laws_apart = False
+    """Whether the laws have nothing in common, so that those of several models can lie side by side."""
     num_lags = 0
     """How many frames before it the density of a frame looks at."""
 

@@ -22,6 +22,9 @@ from .data import Batch, Source, is_distributed, num_processes, padded, sum_of_p
 if TYPE_CHECKING:
     from .trainable import TrainableHMM
 
+LEAST_FRAMES = 1e-6
+"""Of a state that is not dead."""
+
 Method = Literal["em", "gradient", "viterbi", "stepwise"]
 Init = Literal["kmeans", "random", "keep"]
 
@@ -105,31 +108,39 @@ def fit(
     if priors is not None:
         learning.need_concentrations(priors, model.num_states)
     source = Source(model, data, lengths, sample_weights, labels)
-    best: tuple[FitReport, dict[str, Any]] | None = None
-    ends = []
-    for _ in range(num_restarts):
-        if init != "keep":
-            held = {name: copy.deepcopy(model._parametrized()[name].state_dict()) for name in frozen}
-            _start(model, source, init, generator)
-            for name, state in held.items():
-                model._parametrized()[name].load_state_dict(state)
-        _as_the_first(model)
-        run = _Run(model, source, num_iterations, tolerance, priors, variance_floor, frozen, callbacks, progress)
+    run = _Run(model, source, num_iterations, tolerance, priors, variance_floor, frozen, callbacks, progress)
+    is_together = method in ("em", "viterbi") and num_restarts > 1 and run.can_go_together()
+    groups = [num_restarts] if is_together else [1] * num_restarts
+    best: tuple[Trained, dict[str, Any]] | None = None
+    ends: list[float] = []
+    for count in groups:
+        starts = []
+        for _ in range(count):
+            if init != "keep":
+                held = {name: copy.deepcopy(model._parametrized()[name].state_dict()) for name in frozen}
+                _start(model, source, init, generator)
+                for name, state in held.items():
+                    model._parametrized()[name].load_state_dict(state)
+            _as_the_first(model)
+            starts.append(run.begin())
         if method == "gradient":
-            history, stopped = run.by_gradient(0.05 if learning_rate is None else learning_rate)
+            found = [run.by_gradient(0.05 if learning_rate is None else learning_rate)]
         elif method == "stepwise":
-            history, stopped = run.stepwise(0.7 if learning_rate is None else learning_rate)
+            found = [run.stepwise(0.7 if learning_rate is None else learning_rate)]
         else:
-            history, stopped = run.by_em(method)
-        run.close()
-        ends.append(history[-1])
-        report = FitReport(history, stopped, time.perf_counter() - started, run.dead_states(), ends)
-        if best is None or not history[-1] <= best[0].history[-1]:
-            best = report, {name: value.clone() for name, value in model.state_dict().items()}
+            found = run.by_em(method, starts)
+        ends += [one.history[-1] for one in found]
+        for one in found:
+            if best is None or not one.history[-1] <= best[0].history[-1]:
+                if one.parameters is not None:
+                    run.assign(one.parameters)
+                best = one, {name: value.clone() for name, value in model.state_dict().items()}
+    run.close()
     assert best is not None
-    report, state = best
     if num_restarts > 1:
-        model.load_state_dict(state)
+        model.load_state_dict(best[1])
+    history, stopped, dead = best[0].history, best[0].stopped, best[0].dead_states
+    report = FitReport(history, stopped, time.perf_counter() - started, dead, ends)
     if report.stopped == "num_iterations" and tolerance > 0 and num_iterations > 0:
         gain = report.history[-1] - report.history[-2]
         warnings.warn(
@@ -152,8 +163,18 @@ def _start(model: TrainableHMM, source: Source, init: Init, generator: torch.Gen
     begin(x, lengths, generator=generator, labels=labels)
 
 
+class Trained(NamedTuple):
+    """The end of one training."""
+
+    history: list[float]
+    stopped: str
+    dead_states: list[int]
+    parameters: HMMParameters | None
+    """What was found, in float64; None where the model holds it."""
+
+
 class _Run:
-    """One training of a model."""
+    """Training of a model."""
 
     def __init__(
         self,
@@ -176,38 +197,57 @@ class _Run:
         self._family = model._family(variance_floor, None if priors is None else priors.emission)
         self._fixed = model._fixed(self._frozen)
         self._bar = _bar(num_iterations) if progress else None
-        self._occupied: Tensor | None = None
+
+    def can_go_together(self) -> bool:
+        """Whether restarts are one batch: every state has parameters of its own, and nothing looks at each step."""
+        is_watched = bool(self._callbacks) or self._bar is not None
+        has_own = self._model.emission.are_laws_apart and self._model.tied_states is None
+        has_prior = self._priors is not None and self._priors.emission is not None
+        return has_own and not is_watched and not has_prior and (self._fixed is None or self._fixed.emission is None)
 
     @torch.no_grad()
-    def by_em(self, method: str) -> tuple[list[float], str]:
-        """Each iteration an E-step over all data and an M-step."""
-        parameters, history, stopped = self._begin(), [], "num_iterations"
+    def by_em(self, method: str, starts: list[HMMParameters]) -> list[Trained]:
+        """Each iteration an E-step over all data and an M-step, from all starts at once."""
+        current, live = list(starts), list(range(len(starts)))
+        histories: list[list[float]] = [[] for _ in starts]
+        stopped, dead = ["num_iterations"] * len(starts), [list[int]() for _ in starts]
         for iteration in range(self._num_iterations + 1):
-            is_last = iteration == self._num_iterations
-            statistics = self._statistics(parameters, method)
-            history.append(self._objective(statistics.log_likelihood, parameters))
-            if self._has_converged(history):
-                stopped = "converged"
+            models = learning.together([current[r] for r in live])
+            statistics = self._statistics(models, method)
+            values, occupied = statistics.log_likelihood.reshape(-1), self._occupied(statistics)
+            for i, r in enumerate(live):
+                histories[r].append(self._objective(values[i], current[r]))
+                dead[r] = [int(k) for k in (occupied[i] < LEAST_FRAMES).nonzero()[:, 0]]
+            done = [r for r in live if self._has_converged(histories[r])]
+            for r in done:
+                stopped[r] = "converged"
+            if iteration == self._num_iterations or len(done) == len(live):
                 break
-            if is_last:
-                break
-            parameters = self._maximize(statistics, parameters)
-            self._assign(parameters)
-            if self._tell(iteration, history[-1]):
-                history.append(self._objective(self._statistics(parameters, method).log_likelihood, parameters))
-                stopped = "callback"
-                break
-        if self._is_rounded(parameters):  # what the module holds is not what was computed with
-            parameters = self._parameters()
-            history[-1] = self._objective(self._statistics(parameters, method).log_likelihood, parameters)
-        return history, stopped
+            found = learning.apart(self._maximize(statistics, models))
+            for i, r in enumerate(live):
+                if r not in done:
+                    current[r] = found[i]
+            live = [r for r in live if r not in done]
+            if len(starts) == 1:
+                self.assign(current[0])
+                if self._tell(iteration, histories[0][-1]):
+                    last = self._statistics(current[0], method)
+                    histories[0].append(self._objective(last.log_likelihood, current[0]))
+                    stopped[0] = "callback"
+                    break
+        for r, parameters in enumerate(current):
+            if self._is_rounded(parameters):  # what the module holds is not what was computed with
+                self.assign(parameters)
+                rounded = self._parameters()
+                histories[r][-1] = self._objective(self._statistics(rounded, method).log_likelihood, rounded)
+        return [Trained(*one) for one in zip(histories, stopped, dead, current, strict=True)]
 
     @torch.no_grad()
-    def stepwise(self, power: float) -> tuple[list[float], str]:
+    def stepwise(self, power: float) -> Trained:
         """An M-step after each batch, from running statistics; an iteration is a pass over the batches."""
         if not 0.5 < power <= 1:
             raise ValueError(f"learning_rate: expected a power above 0.5 and up to 1 for 'stepwise', got {power}")
-        parameters, history, stopped = self._begin(), [], "num_iterations"
+        parameters, history, stopped = self.begin(), [], "num_iterations"
         running: Statistics | None = None
         num_batches = sum(1 for _ in self._source)
         step = 0
@@ -226,18 +266,16 @@ class _Run:
                     running = running._replace(emission=emission)
                 parameters = moved
             history.append(self._objective(torch.tensor(total, dtype=torch.float64), parameters))
-            self._assign(parameters)
+            self.assign(parameters)
             if self._has_converged(history):
                 stopped = "converged"
                 break
             if self._tell(iteration, history[-1]):
                 stopped = "callback"
                 break
-        parameters = self._parameters()
-        history.append(self._objective(self._statistics(parameters, "em").log_likelihood, parameters))
-        return history, stopped
+        return self._end(history, stopped)
 
-    def by_gradient(self, rate: float) -> tuple[list[float], str]:
+    def by_gradient(self, rate: float) -> Trained:
         """Adam on -log p(data) a frame; each iteration a pass over the batches."""
         named = self._model._parametrized()
         held = {id(named[name].free) for name in self._frozen}
@@ -270,21 +308,26 @@ class _Run:
             if self._tell(iteration, history[-1]):
                 stopped = "callback"
                 break
-        with torch.no_grad():
-            parameters = self._parameters()
-            value = self._objective(self._statistics(parameters, "em").log_likelihood, parameters)
-            if value < best:  # the best of all steps is kept
-                self._model.load_state_dict(state)
-                parameters = self._parameters()
-                value = self._objective(self._statistics(parameters, "em").log_likelihood, parameters)
-            history.append(value)
-        return history, stopped
+        found = self._end(history, stopped)
+        if found.history[-1] < best:  # the best of all steps is kept
+            self._model.load_state_dict(state)
+            found = self._end(history[:-1], stopped)
+        return found
 
-    def dead_states(self) -> list[int]:
-        """States that the last E-step found no frame for."""
-        if self._occupied is None:
-            return []
-        return [int(k) for k in (self._occupied < 1e-6).nonzero()[:, 0]]
+    @torch.no_grad()
+    def _end(self, history: list[float], stopped: str) -> Trained:
+        """What became of the model that is at hand."""
+        parameters = self._parameters()
+        statistics = self._statistics(parameters, "em")
+        history.append(self._objective(statistics.log_likelihood, parameters))
+        dead = [int(k) for k in (self._occupied(statistics)[0] < LEAST_FRAMES).nonzero()[:, 0]]
+        return Trained(history, stopped, dead, None)
+
+    @staticmethod
+    def _occupied(statistics: Statistics) -> Tensor:
+        """Expected frames of each state, (R, K)."""
+        found = statistics.initial + statistics.transitions.sum(-2)
+        return found.reshape(-1, found.shape[-1])
 
     def _parameters(self) -> HMMParameters:
         """The model's parameters in float64 (float32 where there is no other)."""
@@ -293,7 +336,7 @@ class _Run:
             _wide(model.log_initial), _wide(model.log_transition), learning.each(_wide, model.emission.values())
         )
 
-    def _begin(self) -> HMMParameters:
+    def begin(self) -> HMMParameters:
         """The parameters at hand, variances raised to the floor."""
         parameters = self._parameters()
         if not hasattr(self._family, "bounded"):
@@ -307,7 +350,7 @@ class _Run:
         """Whether the module's dtype holds fewer digits."""
         return bool(self._model.initial_distribution.logits.dtype != parameters.log_initial.dtype)
 
-    def _assign(self, parameters: HMMParameters) -> None:
+    def assign(self, parameters: HMMParameters) -> None:
         values = {**parameters._asdict(), **self._model.emission.named(parameters.emission)}
         for name, one in self._model._parametrized().items():
             if name not in self._frozen:
@@ -322,9 +365,7 @@ class _Run:
             one = self._of_batch(batch, parameters, method)
             found = one if found is None else learning.add(found, one)
         assert found is not None
-        found = self._of_all(found)
-        self._occupied = found.initial + found.transitions.sum(0)
-        return found
+        return self._of_all(found)
 
     def _of_batch(self, batch: Batch, parameters: HMMParameters, method: str) -> Statistics:
         model = self._model
@@ -352,7 +393,7 @@ class _Run:
     def _of_all(self, found: Statistics) -> Statistics:
         """Statistics of all processes together, checked."""
         found = learning.each(sum_of_processes, found)
-        if not torch.isfinite(found.log_likelihood):
+        if not torch.isfinite(found.log_likelihood).all():
             raise ValueError(
                 "data: a sequence is impossible under the model, log p = -inf; structural zeros, labels or parameters "
                 "exclude it (model(x) says which)"
@@ -415,7 +456,7 @@ class Online:
         if not 0.5 < power <= 1:
             raise ValueError(f"power: expected a number above 0.5 and up to 1, got {power}")
         run = _Run(model, source, 1, 0.0, callbacks=(), progress=False, **options)
-        parameters = run._begin()
+        parameters = run.begin()
         found = run._statistics(parameters, "em")
         value, frames = float(found.log_likelihood), float(found.initial.sum() + found.transitions.sum())
         found = learning.scale(found, 1.0 / frames)
@@ -428,7 +469,7 @@ class Online:
         self._running, self._parameters = found, parameters
         self._steps, self._frames = self._steps + 1, self._frames + frames
         # priors count against all frames seen
-        run._assign(run._maximize(learning.scale(found, self._frames), parameters))
+        run.assign(run._maximize(learning.scale(found, self._frames), parameters))
         return value
 
 

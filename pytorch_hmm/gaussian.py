@@ -45,6 +45,11 @@ class BaseGaussianEmission(FeatureEmission):
     )
 
     @property
+    def are_laws_apart(self) -> bool:  # type: ignore[override]
+        """Whether no covariance is shared."""
+        return not self.covariance_type.startswith("tied")
+
+    @property
     def covariance_type(self) -> CovarianceType:
         """The form of the covariances."""
         return self.covariance.covariance_type

@@ -49,6 +49,11 @@ class ProductEmission(Emission):
         super().__init__(parts[0].num_laws, (sum(max(width, 1) for width in self.widths),))
         self.parts = nn.ModuleList(parts)
 
+    @property
+    def are_laws_apart(self) -> bool:  # type: ignore[override]
+        """Whether those of all parts have nothing in common."""
+        return all(part.are_laws_apart for part in self._emissions)
+
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Product:
         """The product of the parts' families; `prior` is None or a sequence of one (or None) for each part."""
         priors = [None] * len(self.parts) if prior is None else prior
