@@ -6,6 +6,7 @@ from .gaussian import Gaussian, GaussianParameters, gaussian_log_prob
 from .mixture import GaussianMixture, MixtureParameters, gmm_log_likelihood
 from .moments import GaussianPrior
 from .poisson import Poisson, PoissonParameters, poisson_log_prob
+from .regression import LinearRegression, RegressionParameters, lagged, linear_regression_log_prob
 from .student_t import StudentT, StudentTParameters, student_t_log_prob
 
 __all__ = [
@@ -17,15 +18,19 @@ __all__ = [
     "GaussianMixture",
     "GaussianParameters",
     "GaussianPrior",
+    "LinearRegression",
     "MixtureParameters",
     "Poisson",
     "PoissonParameters",
+    "RegressionParameters",
     "StudentT",
     "StudentTParameters",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "gaussian_log_prob",
     "gmm_log_likelihood",
+    "lagged",
+    "linear_regression_log_prob",
     "poisson_log_prob",
     "student_t_log_prob",
 ]
