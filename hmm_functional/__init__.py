@@ -9,6 +9,7 @@ from .emissions import (
     categorical_log_prob,
     gaussian_log_prob,
     gmm_log_likelihood,
+    linear_regression_log_prob,
     poisson_log_prob,
     student_t_log_prob,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "gaussian_log_prob",
     "gmm_log_likelihood",
     "left_to_right",
+    "linear_regression_log_prob",
     "log_joint",
     "log_likelihood",
     "mask_emission",

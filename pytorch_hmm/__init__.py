@@ -18,6 +18,7 @@ from .hmm import BaseHMM
 from .layers import HMMLayer
 from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
 from .product import ProductEmission
+from .regression import LinearRegressionEmission, LinearRegressionHMM
 from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors
 from .streaming import StreamingHMMProcessor
@@ -42,6 +43,8 @@ __all__ = [
     "GaussianHMM",
     "HMMLayer",
     "HMMPyTorch",
+    "LinearRegressionEmission",
+    "LinearRegressionHMM",
     "MixtureGaussianEmission",
     "MixtureGaussianHMM",
     "NotConverged",

@@ -84,6 +84,10 @@ class Emission(AssignableModule, ABC):
         """log p(x_t given the law), (..., T, num_laws), nats, of observations (..., T, *frame_shape)."""
         return self.family().log_prob(x, self.values())  # type: ignore[no-any-return]
 
+    def context(self, x: Tensor) -> Tensor:
+        """What `label` and `initialize` take of each frame of observations (..., T, *frame_shape); default itself."""
+        return x
+
     def cast(self, x: Tensor, has_nan: bool = False) -> Tensor:
         """Observations in the dtype that scores are computed in.
 

@@ -326,15 +326,14 @@ class _Run:
     @staticmethod
     def _occupied(statistics: Statistics) -> Tensor:
         """Expected frames of each state, (R, K)."""
-        found = statistics.initial + statistics.transitions.sum(-2)
+        found: Tensor = statistics.initial + statistics.transitions.sum(-2)
         return found.reshape(-1, found.shape[-1])
 
     def _parameters(self) -> HMMParameters:
         """The model's parameters in float64 (float32 where there is no other)."""
         model = self._model
-        return HMMParameters(
-            _wide(model.log_initial), _wide(model.log_transition), learning.each(_wide, model.emission.values())
-        )
+        live = HMMParameters(model.log_initial, model.log_transition, model.emission.values())
+        return learning.each(lambda x: _wide(x).clone(), live)  # type: ignore[no-any-return]
 
     def begin(self) -> HMMParameters:
         """The parameters at hand, variances raised to the floor."""

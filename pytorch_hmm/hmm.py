@@ -61,6 +61,7 @@ class BaseHMM(AssignableModule, ABC):
     _support: tuple[float | None, float | None] = (-torch.inf, torch.inf)
     _wanted = "finite observations"
     _marginalizes = False
+    _num_lags = 0
 
     def __init__(
         self,

@@ -258,11 +258,14 @@ class LogProbabilities(Parametrized):
     Attributes:
         logits: parameter of the same shape.
         is_possible: buffer of the same shape; False marks a probability of exactly zero, whatever its logit.
+        is_allowed: buffer of the same shape; False marks zeros that were given, not learned: they are structural, and a
+            new start keeps them.
 
     Entries that are not fixed share what the fixed ones of their row leave.
     """
 
     is_possible: Tensor
+    is_allowed: Tensor
 
     def __init__(self, log_probabilities: Tensor, words: str, learnable: bool = True) -> None:
         super().__init__(words)
@@ -271,6 +274,13 @@ class LogProbabilities(Parametrized):
         self.register_buffer("is_possible", torch.ones(shape, dtype=torch.bool))
         with torch.no_grad():
             self._write(log_probabilities)
+        self.register_buffer("is_allowed", self.is_possible.clone())
+
+    @torch.no_grad()
+    def assign(self, name: str, values: Any) -> None:
+        """Take given values; -inf is a zero that stays one."""
+        super().assign(name, values)
+        self.is_allowed.copy_(self.is_possible)
 
     def _read(self) -> Tensor:
         logits = widened(self.logits)
@@ -293,14 +303,14 @@ class LogProbabilities(Parametrized):
         return values
 
     def num_free(self) -> int:
-        """Free parameters: in each row one fewer than its possible entries that are not fixed."""
-        is_free = self.is_possible if self.is_fixed is None else self.is_possible & ~self.is_fixed
+        """Free parameters: in each row one fewer than its allowed entries that are not fixed."""
+        is_free = self.is_allowed if self.is_fixed is None else self.is_allowed & ~self.is_fixed
         return int((is_free.sum(-1) - 1).clamp_min(0).sum())
 
     @torch.no_grad()
     def start(self, counts: Tensor) -> None:
-        """Take shares of counts (one added to each) among the possible entries."""
-        weights = (counts + 1.0).to(self.is_possible.device) * self.is_possible
+        """Take shares of counts (one added to each) among the allowed entries."""
+        weights = (counts + 1.0).to(self.is_allowed.device) * self.is_allowed
         self.take((weights / weights.sum(-1, keepdim=True)).log())
 
     @torch.no_grad()

@@ -58,6 +58,8 @@ class StreamingHMMProcessor(nn.Module):
         self.decode = decode
         self.scores: nn.Module | None = None
         self._state: hf.StreamState | None = None
+        self._recent: Tensor | None = None
+        """The frames that the next ones' densities look back at."""
 
     @torch.no_grad()
     def process_chunk(self, features: Tensor) -> Tensor | None:
@@ -79,11 +81,12 @@ class StreamingHMMProcessor(nn.Module):
             return None
         model, state = self.hmm_model, self._state
         with full_precision(features):
-            emission, _ = model._emission(observations, None)
+            emission, recent = self._emission(observations)
             if state is None:
                 lag = 0 if self.decode == "filter" else self.overlap
                 state = hf.stream_init(model.log_initial, model.log_transition, lag=lag, like=emission)
             self._state, rows = hf.stream_step(state, emission)
+            self._recent = recent
         return _probabilities(rows)
 
     forward = process_chunk
@@ -100,7 +103,15 @@ class StreamingHMMProcessor(nn.Module):
 
     def reset(self) -> None:
         """Forget the stream; the next chunk starts another."""
-        self._state = None
+        self._state = self._recent = None
+
+    def _emission(self, observations: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores (n, K) of new frames, and the frames to keep for the next ones."""
+        model, lags = self.hmm_model, self.hmm_model._num_lags
+        if lags == 0:
+            return model._emission(observations, None)[0], None
+        seen = observations if self._recent is None else torch.cat([self._recent, observations])
+        return model._emission(seen, None)[0][len(seen) - len(observations) :], seen[-lags:].clone()
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -49,6 +49,11 @@ class StudentTEmission(BaseGaussianEmission):
         """What makes the parameters."""
         return {**super().parametrized(), "degrees_of_freedom": self.degrees}
 
+    def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
+        """Moments of each law's frames, and five degrees of freedom."""
+        super().initialize(frames, laws, rng)
+        self.degrees.take(torch.full(self.degrees.shape, 5.0))
+
     def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
         """Observations (..., D) drawn given the laws (...)."""
         means, half = self.means[laws], 0.5 * self.degrees_of_freedom[laws]

@@ -63,6 +63,7 @@ class TrainableHMM(BaseHMM):
         self._support, self._wanted = emission.support, emission.wanted
         if emission.num_lags and self.missing == "nan":
             raise ValueError("missing: expected 'raise' with lags: a frame's density needs those before it")
+        self._num_lags = emission.num_lags
         self._marginalizes = emission.can_marginalize and self.missing == "nan"
         emission.marginalizes = self._marginalizes
 
@@ -111,9 +112,9 @@ class TrainableHMM(BaseHMM):
             is_read = is_read & ~is_missing
         if not is_read.any():
             raise ValueError("x: expected at least one observed frame, got none")
-        frames = _completed(x[is_read])
-        is_possible = self.transition_distribution.is_possible
-        if self.num_states > 1 and not is_possible.tril(-1).any():
+        frames = _completed(self.emission.context(x)[is_read])
+        is_allowed = self.transition_distribution.is_allowed
+        if self.num_states > 1 and not is_allowed.tril(-1).any():
             states = uniform_segments(steps, ends, self.num_states)
         else:
             states = torch.zeros_like(steps)

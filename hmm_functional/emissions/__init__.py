@@ -7,6 +7,7 @@ from .mixture import GaussianMixture, MixtureParameters, gmm_log_likelihood
 from .moments import GaussianPrior
 from .poisson import Poisson, PoissonParameters, poisson_log_prob
 from .product import Product, ProductParameters
+from .regression import LinearRegression, RegressionParameters, lagged, linear_regression_log_prob
 from .student_t import StudentT, StudentTParameters, student_t_log_prob
 from .tied import TiedStates
 
@@ -19,11 +20,13 @@ __all__ = [
     "GaussianMixture",
     "GaussianParameters",
     "GaussianPrior",
+    "LinearRegression",
     "MixtureParameters",
     "Poisson",
     "PoissonParameters",
     "Product",
     "ProductParameters",
+    "RegressionParameters",
     "StudentT",
     "StudentTParameters",
     "TiedStates",
@@ -31,6 +34,8 @@ __all__ = [
     "categorical_log_prob",
     "gaussian_log_prob",
     "gmm_log_likelihood",
+    "lagged",
+    "linear_regression_log_prob",
     "poisson_log_prob",
     "student_t_log_prob",
 ]

@@ -26,6 +26,24 @@ COVARIANCE_SHAPES: dict[str, tuple[str, ...]] = {
 """Axes of `covariances` for each `covariance_type`; a single Gaussian has no M."""
 
 
+def spread_of(backend: Backend, covariances: Array, has_factor: bool) -> tuple[Array, Array]:
+    """Cholesky factors of (..., D, D), or roots of variances (..., D); and the log-densities at the means."""
+    xp = backend.xp
+    spread = xp.linalg.cholesky(covariances) if has_factor else xp.sqrt(covariances)
+    log_det = xp.sum(xp.log(xp.linalg.diagonal(spread) if has_factor else spread), axis=-1)
+    return spread, -0.5 * covariances.shape[-1] * log(2 * pi) - log_det
+
+
+def log_prob_of_gaps(backend: Backend, gaps: Array, spread: Array, constant: Array, has_factor: bool) -> Array:
+    """(N, C) for what is left of frames less the means of C Gaussians, (N, C, D), and what `spread_of` gives."""
+    xp = backend.xp
+    if has_factor:
+        white = backend.solve_triangular(spread, xp.permute_dims(gaps, (1, 2, 0)))
+        return xp.matrix_transpose(-0.5 * xp.sum(white * white, axis=1)) + constant
+    white = gaps / spread
+    return constant - 0.5 * xp.sum(white * white, axis=-1)
+
+
 class Density:
     """log-densities of frames (N, D) under C Gaussians, made ready once for many blocks of frames."""
 
@@ -36,15 +54,9 @@ class Density:
         self._backend = backend
         self._has_factor = covariance_type in ("full", "tied")
         num_gaussians, dim = means.shape
-        if self._has_factor:
-            spread = xp.linalg.cholesky(covariances)
-            log_det = xp.sum(xp.log(xp.linalg.diagonal(spread)), axis=-1)
-        else:
-            if covariance_type == "spherical":
-                covariances = xp.broadcast_to(covariances[:, None], means.shape)
-            spread = xp.sqrt(covariances)
-            log_det = xp.sum(xp.log(spread), axis=-1)
-        constant = -0.5 * dim * log(2 * pi) - log_det
+        if covariance_type == "spherical":
+            covariances = xp.broadcast_to(covariances[:, None], means.shape)
+        spread, constant = spread_of(backend, covariances, self._has_factor)
         self._is_tied = covariance_type.startswith("tied")
         self._is_direct = covariance_type == "full" or self._loses_too_much(observations, means, spread)
         self.cost = num_gaussians * dim if self._is_direct else num_gaussians
@@ -68,12 +80,7 @@ class Density:
         xp = self._backend.xp
         if self._is_direct:
             means, spread, constant = parameters
-            if self._has_factor:
-                gaps = xp.permute_dims(frames[:, None, :] - means, (1, 2, 0))
-                white = self._backend.solve_triangular(spread, gaps)
-                return xp.matrix_transpose(-0.5 * xp.sum(white * white, axis=1)) + constant
-            white = (frames[:, None, :] - means) / spread
-            return constant - 0.5 * xp.sum(white * white, axis=-1)
+            return log_prob_of_gaps(self._backend, frames[:, None, :] - means, spread, constant, self._has_factor)
         frames = frames - parameters[0]
         if self._is_tied:
             _, spread, linear, constant = parameters
@@ -149,17 +156,21 @@ def over_frames(
 
 def common(backend: Backend, observations: Array, **parameters: Array) -> tuple[Array, list[Array]]:
     """Arrays in one floating dtype, float32 or wider; observations checked to be (..., T, D) as the means are."""
-    xp = backend.xp
-    named = {"observations": observations, **parameters}
-    for name, x in named.items():
-        need_floating(name, xp, x)
+    observations, *rest = in_one_dtype(backend, observations=observations, **parameters)
     dim = parameters["means"].shape[-1]
     need_shape("observations", observations.shape, (None, dim), f"(..., T, D) with D = {dim} as in means")
-    dtype = xp.result_type(*(x.dtype for x in named.values()))
+    return observations, rest
+
+
+def in_one_dtype(backend: Backend, **arrays: Array) -> list[Array]:
+    """Arrays, checked to be floating-point, in one dtype, float32 or wider."""
+    xp = backend.xp
+    for name, x in arrays.items():
+        need_floating(name, xp, x)
+    dtype = xp.result_type(*(x.dtype for x in arrays.values()))
     if xp.finfo(dtype).bits < 32:
         dtype = xp.float32
-    observations, *rest = (xp.astype(x, dtype, copy=False) for x in named.values())
-    return observations, rest
+    return [xp.astype(x, dtype, copy=False) for x in arrays.values()]
 
 
 def need_covariances(
