@@ -19,6 +19,7 @@ from .layers import HMMLayer
 from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
 from .product import ProductEmission
 from .regression import LinearRegressionEmission, LinearRegressionHMM
+from .residuals import PseudoResiduals, pseudo_residuals
 from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors
 from .streaming import StreamingHMMProcessor
@@ -52,6 +53,7 @@ __all__ = [
     "PoissonHMM",
     "ProductEmission",
     "Progress",
+    "PseudoResiduals",
     "Selection",
     "StreamingHMMProcessor",
     "StudentTEmission",
@@ -61,6 +63,7 @@ __all__ = [
     "from_hmmlearn",
     "from_pomegranate",
     "match_states",
+    "pseudo_residuals",
     "select_num_states",
     "standard_errors",
     "to_dynamax",

@@ -72,6 +72,14 @@ class CategoricalEmission(Emission):
             raise TypeError(f"x: expected integer symbols, got {x.dtype}; convert with x.long()")
         return x.long()
 
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) under each law, (..., T, K, 1), symbols in their order."""
+        chances = self.log_probs.exp().T
+        below = torch.cat([torch.zeros_like(chances[:1]), chances.cumsum(0)])
+        above = torch.cat([chances.flip(0).cumsum(0).flip(0), torch.zeros_like(chances[:1])])
+        index = x if is_strict else x + 1
+        return below[index].log()[..., None], above[index].log()[..., None]
+
     def label(self, frames: Tensor, num_states: int, rng: torch.Generator) -> Tensor:
         """A state for each symbol (N,): each symbol prefers some by chance, since symbols have no distance."""
         # states that emit nearly the same would stay on a plateau, where EM gains less than any tolerance
@@ -121,6 +129,15 @@ class PoissonEmission(CountEmission):
         """What makes the parameters."""
         return {"rates": self.rate}
 
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D)."""
+        count, rates = x[..., None, :] + (0.0 if is_strict else 1.0), self.rates
+        is_any = count > 0
+        count = count.where(is_any, 1.0)
+        below = torch.special.gammaincc(count, rates).where(is_any, 0.0)
+        above = torch.special.gammainc(count, rates).where(is_any, 1.0)
+        return below.log(), above.log()
+
     def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
         """Counts (..., D) drawn given the laws (...)."""
         return torch.poisson(self.rates[laws].to(rng.device), generator=rng).to(laws.device)
@@ -158,6 +175,13 @@ class BernoulliEmission(CountEmission):
     def parametrized(self) -> dict[str, Parametrized]:
         """What makes the parameters."""
         return {"probs": self.chance}
+
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D)."""
+        is_zero, probs = x[..., None, :] < 0.5, self.probs
+        if is_strict:
+            return (1.0 - probs).where(~is_zero, 0.0).log(), probs.where(~is_zero, 1.0).log()
+        return (1.0 - probs).where(is_zero, 1.0).log(), probs.where(is_zero, 0.0).log()
 
     def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
         """Zeros and ones (..., D) drawn given the laws (...)."""

@@ -84,6 +84,14 @@ class Emission(AssignableModule, ABC):
         """log p(x_t given the law), (..., T, num_laws), nats, of observations (..., T, *frame_shape)."""
         return self.family().log_prob(x, self.values())  # type: ignore[no-any-return]
 
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) under each law, (..., T, num_laws, D) each; D is 1 for symbols.
+
+        Args:
+            is_strict: P(X < x) and P(X >= x) instead.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no distribution function (log_tails)")
+
     def context(self, x: Tensor) -> Tensor:
         """What `label` and `initialize` take of each frame of observations (..., T, *frame_shape); default itself."""
         return x
@@ -154,6 +162,11 @@ class CountEmission(FeatureEmission):
         counts = torch.bincount(laws, minlength=self.num_laws)[:, None]
         sums = frames.new_zeros(self.num_laws, self.obs_dim).index_add_(0, laws, frames)
         return (sums + frames.mean(0)) / (counts + 1)
+
+
+def normal_log_tails(gaps: Tensor) -> tuple[Tensor, Tensor]:
+    """log P(X <= x) and log P(X > x) of observations so many standard deviations above the mean."""
+    return torch.special.log_ndtr(gaps), torch.special.log_ndtr(-gaps)
 
 
 def of_emission(name: str, meaning: str) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hmm_functional.emissions import Gaussian, GaussianParameters
 
-from .emission import FeatureEmission, of_emission, parameter
+from .emission import FeatureEmission, normal_log_tails, of_emission, parameter
 from .initialize import moments
 from .parametrize import Covariance, CovarianceType, Numbers, Parametrized
 from .trainable import EmissionHMM, EmissionOptions, num_laws
@@ -111,6 +111,10 @@ class GaussianEmission(BaseGaussianEmission):
     def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
         """Observations (..., D) drawn given the laws (...)."""
         return self._draw((laws,), rng)
+
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D)."""
+        return normal_log_tails((x[..., None, :] - self.means) / self.covariance.deviations())
 
 
 class GaussianHMM(EmissionHMM):

@@ -12,7 +12,7 @@ from hmm_functional._check import need_count
 from hmm_functional.emissions import GaussianMixture, GaussianPrior, MixtureParameters
 
 from ._check import log_of
-from .emission import of_emission, parameter
+from .emission import normal_log_tails, of_emission, parameter
 from .gaussian import BaseGaussianEmission
 from .initialize import moments, split
 from .parametrize import CovarianceType, LogProbabilities, Parametrized
@@ -73,6 +73,12 @@ class MixtureGaussianEmission(BaseGaussianEmission):
     def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
         """Observations (..., D) drawn given the laws (...)."""
         return self._draw((laws, self.weight_distribution.sample(laws, rng)), rng)
+
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D)."""
+        tails = normal_log_tails((x[..., None, None, :] - self.means) / self.covariance.deviations())
+        below, above = (torch.logsumexp(tail + self.log_weights[..., None], -2) for tail in tails)
+        return below, above
 
     def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
         """Each law's frames are split into as many parts as the mixture has, and their moments taken."""

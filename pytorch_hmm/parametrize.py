@@ -411,6 +411,13 @@ class Covariance(Parametrized):
         size = super().num_free()
         return size // (self.obs_dim**2) * (self.obs_dim * (self.obs_dim + 1) // 2) if self.is_matrix else size
 
+    def deviations(self) -> Tensor:
+        """Standard deviations of the features, in a shape that broadcasts with (*shape, D)."""
+        found = self.forward()
+        if self.is_matrix:
+            found = found.diagonal(dim1=-2, dim2=-1)
+        return found.sqrt()[..., None] if self.covariance_type == "spherical" else found.sqrt()
+
     @torch.no_grad()
     def scale_noise(self, noise: Tensor, index: tuple[Tensor, ...]) -> Tensor:
         """Standard normal noise (..., D) given the covariances at `index`, a (...) tensor for each axis of `shape`."""

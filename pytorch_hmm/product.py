@@ -103,6 +103,12 @@ class ProductEmission(Emission):
             part.cast(values, True)
         return widened(x)
 
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D)."""
+        each = zip(self._emissions, self._split(x), strict=True)
+        below, above = zip(*(part.log_tails(values, is_strict) for part, values in each), strict=True)
+        return torch.cat(below, -1), torch.cat(above, -1)
+
     def label(self, frames: Tensor, num_states: int, rng: torch.Generator) -> Tensor:
         """By the part with most features."""
         parts = self._split(frames)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hmm_functional._check import need_count
 from hmm_functional.emissions import LinearRegression, RegressionParameters, lagged
 
-from .emission import Emission, of_emission, parameter
+from .emission import Emission, normal_log_tails, of_emission, parameter
 from .parametrize import Covariance, CovarianceType, Numbers, Parametrized
 from .trainable import EmissionHMM, EmissionOptions, num_laws
 
@@ -74,6 +74,14 @@ class LinearRegressionEmission(Emission):
     def parametrized(self) -> dict[str, Parametrized]:
         """What makes the parameters."""
         return {"weights": self.slope, "biases": self.intercept, "covariances": self.covariance}
+
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) of each feature given its regressors; inputs have no law, and NaN."""
+        joint = self.context(x)
+        means = torch.einsum("...p,kdp->...kd", joint[..., self.obs_dim :], self.weights) + self.biases
+        gaps = (joint[..., None, : self.obs_dim] - means) / self.covariance.deviations()
+        blank = gaps.new_full((*gaps.shape[:-1], self.input_dim), torch.nan)
+        return normal_log_tails(torch.cat([gaps, blank], -1))
 
     def context(self, x: Tensor) -> Tensor:
         """Each frame beside its regressors, (..., T, D + P)."""

@@ -49,6 +49,15 @@ class StudentTEmission(BaseGaussianEmission):
         """What makes the parameters."""
         return {**super().parametrized(), "degrees_of_freedom": self.degrees}
 
+    def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
+        """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D); by scipy, without gradient."""
+        from scipy.special import stdtr
+
+        gaps = ((x[..., None, :] - self.means) / self.covariance.deviations()).detach().double().cpu().numpy()
+        degrees = self.degrees_of_freedom.detach().double().cpu().numpy()[:, None]
+        below, above = (torch.as_tensor(stdtr(degrees, y), device=x.device).log() for y in (gaps, -gaps))
+        return below, above
+
     def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
         """Moments of each law's frames, and five degrees of freedom."""
         super().initialize(frames, laws, rng)
