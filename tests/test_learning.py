@@ -647,6 +647,49 @@ def test_two_processes_learn_what_one_learns(tmp_path, method):
             torch.testing.assert_close(state[name], value, rtol=1e-10, atol=1e-10)
 
 
+PARALLEL = """
+import sys, torch
+from tests.test_learning import descend, small
+rank, path, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method="file://" + path + "/meet", rank=rank, world_size=2)
+model, data = small(covariance_type=kind)
+wrapped = torch.nn.parallel.DistributedDataParallel(model)
+descend(model, lambda: -sum(wrapped(x).sum() for x in [data[:1], data[1:]][rank][:1]))
+torch.save(model.state_dict(), f"{path}/{rank}.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def descend(model, loss):
+    """A few steps of a loop of the user's own, some entries fixed."""
+    model.fix("means", [[True, False], *[[False, False]] * (K - 1)])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(4):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("kind", ["diag", "full"])
+def test_gradient_training_under_distributed_data_parallel(tmp_path, kind):
+    """Two processes with a sequence each take the steps of one with both: gradients are means over processes."""
+    running = [
+        subprocess.Popen([sys.executable, "-c", PARALLEL, str(rank), str(tmp_path), kind], cwd=ROOT)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    model, data = small(covariance_type=kind)
+    before = model.means.detach().clone()
+    descend(model, lambda: -0.5 * sum(model(x).sum() for x in data[:2]))
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-10, atol=1e-10)
+    assert torch.equal(model.means == before, torch.tensor([[True, False], *[[False, False]] * (K - 1)]))
+
+
 # What cannot be
 
 
