@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .._check import need_shape
@@ -18,6 +19,7 @@ from .density import (
     need_covariances,
     over_frames,
 )
+from .missing import Marginal, apart, is_marginal, scores_apart
 from .moments import (
     GaussianFamily,
     GaussianPrior,
@@ -30,7 +32,13 @@ from .moments import (
 
 
 def gmm_log_likelihood(
-    observations: Array, log_weights: Array, means: Array, covariances: Array, *, covariance_type: str = "diag"
+    observations: Array,
+    log_weights: Array,
+    means: Array,
+    covariances: Array,
+    *,
+    covariance_type: str = "diag",
+    missing: str = "propagate",
 ) -> Array:
     """log p(x_t given z_t = k), where each state's density is a mixture of M Gaussians.
 
@@ -41,12 +49,15 @@ def gmm_log_likelihood(
         covariances: variances, not standard deviations: "diag" (K, M, D), "spherical" (K, M), "full" (K, M, D, D),
             "tied" (D, D), "tied_diag" (D,). Positive (definite): not checked here, what is not gives NaN.
         covariance_type: which of these.
+        missing: as in `gaussian_log_prob`.
 
     Returns:
-        (..., T, K), nats; -inf for a state whose components are all off.
+        (..., T, K), nats; -inf for a state whose components are all off. With missing="marginalize", a frame without
+        any observed feature scores the log of the sum of the weights.
 
     Raises:
-        TypeError: not floating-point arrays of one library. ValueError: shapes, or an unknown covariance_type.
+        TypeError: not floating-point arrays of one library. ValueError: shapes, or an unknown covariance_type or
+        missing.
 
     Cost: as `gaussian_log_prob` for K M Gaussians, in blocks of frames, so that neither a (B, T, K, M) nor a
     (B, T, K, M, D) array is made beyond a workspace of 2^23 elements. Rounding errors are those of `gaussian_log_prob`.
@@ -70,30 +81,40 @@ def gmm_log_likelihood(
         raise ValueError(f"log_weights: expected shape (K, M), got {tuple(log_weights.shape)}")
     need_covariances(covariances.shape, covariance_type, num_states, num_mixtures, dim)
 
-    def exact(observations: Array, log_weights: Array, means: Array, covariances: Array) -> Array:
-        density = _density(backend, observations, means, covariances, covariance_type)
-
-        def mixed(frames: Array, log_weights: Array, *parameters: Array) -> Array:
+    def mixed(density: Density | Marginal, observations: Array, log_weights: Array) -> Array:
+        def mix(frames: Array, log_weights: Array, *parameters: Array) -> Array:
             scores = density.log_prob(frames, *parameters)
             return logsumexp(backend, xp.reshape(scores, (-1, num_states, num_mixtures)) + log_weights)
 
-        return over_frames(backend, observations, density.cost, mixed, log_weights, *density.parameters)
+        return over_frames(backend, observations, density.cost, mix, log_weights, *density.parameters)
+
+    def exact(observations: Array, log_weights: Array, means: Array, covariances: Array) -> Array:
+        components = _components(backend, means, covariances, covariance_type)
+        return mixed(Density(backend, observations, *components), observations, log_weights)
 
     def fast(observations: Array, log_weights: Array, means: Array, covariances: Array) -> Array:
         return compiled_log_prob(backend, observations, log_weights, means, covariances, covariance_type)
 
-    arrays = (observations, log_weights, means, covariances)
-    if not can_compile(backend, covariance_type, *arrays):
-        return exact(*arrays)
-    return backend.shortcut(fast, exact, *arrays)
+    def complete(observations: Array) -> Array:
+        arrays = (observations, log_weights, means, covariances)
+        if not can_compile(backend, covariance_type, *arrays):
+            return exact(*arrays)
+        return backend.shortcut(fast, exact, *arrays)
+
+    def partial(frames: Array) -> Array:
+        return mixed(Marginal(backend, *_components(backend, means, covariances, covariance_type)), frames, log_weights)
+
+    if not is_marginal(missing):
+        return complete(observations)
+    return scores_apart(backend, observations, complete, partial)
 
 
-def _density(backend: Backend, observations: Array, means: Array, covariances: Array, covariance_type: str) -> Density:
-    """The K M Gaussians, one after the other."""
+def _components(backend: Backend, means: Array, covariances: Array, covariance_type: str) -> tuple[Array, Array, str]:
+    """Means, covariances and type of the K M Gaussians, one after the other."""
     xp = backend.xp
     if not covariance_type.startswith("tied"):
         covariances = xp.reshape(covariances, (means.shape[0] * means.shape[1], *covariances.shape[2:]))
-    return Density(backend, observations, xp.reshape(means, (-1, means.shape[-1])), covariances, covariance_type)
+    return xp.reshape(means, (-1, means.shape[-1])), covariances, covariance_type
 
 
 class MixtureParameters(NamedTuple):
@@ -114,13 +135,16 @@ class GaussianMixture(GaussianFamily):
 
     prior: GaussianPrior | None = None
     concentration: Any = 1.0
+    missing: str = field(default="propagate", kw_only=True)
 
     def log_prob(self, observations: Array, parameters: MixtureParameters) -> Array:
         """(..., T, K)."""
-        return gmm_log_likelihood(observations, *parameters, covariance_type=self.covariance_type)
+        return gmm_log_likelihood(observations, *parameters, covariance_type=self.covariance_type, missing=self.missing)
 
     def statistics(self, observations: Array, posteriors: Array, parameters: MixtureParameters) -> GaussianStatistics:
         """Weighted moments for each of K M components about `centre_of` the means, summed over all frames.
+
+        With missing="marginalize" as `Gaussian.statistics`.
 
         Args:
             posteriors: (..., T, K), probabilities times weights; 0 where nothing was observed.
@@ -131,17 +155,34 @@ class GaussianMixture(GaussianFamily):
         (num_states, num_mixtures), centre = log_weights.shape, centre_of(backend, means)
         frames, posteriors = xp.reshape(observations, (-1, dim)), xp.reshape(posteriors, (-1, num_states))
         frames = xp.where(xp.sum(posteriors, axis=-1, keepdims=True) > 0, frames, centre)
-        density = _density(backend, frames, means, covariances, self.covariance_type)
-        length = max(1, WORKSPACE // density.cost)
+        components = _components(backend, means, covariances, self.covariance_type)
 
-        def moments(start: int) -> GaussianStatistics:
-            part = frames[start : start + length, ...]
-            scores = density.log_prob(part, *density.parameters)
-            shares = softmax(backend, xp.reshape(scores, (-1, num_states, num_mixtures)) + log_weights)
-            weights = xp.reshape(shares * posteriors[start : start + length, :, None], (-1, num_states * num_mixtures))
-            return weighted_moments(backend, part, weights, centre, self.covariance_type)
+        def shared(
+            density: Density | Marginal, moments: Callable[..., GaussianStatistics], frames: Array, posteriors: Array
+        ) -> GaussianStatistics:
+            length = max(1, WORKSPACE // density.cost)
 
-        return summed(moments(start) for start in range(0, max(1, frames.shape[0]), length))
+            def block(start: int) -> GaussianStatistics:
+                part = frames[start : start + length, ...]
+                scores = xp.reshape(density.log_prob(part, *density.parameters), (-1, num_states, num_mixtures))
+                weights = softmax(backend, scores + log_weights) * posteriors[start : start + length, :, None]
+                return moments(part, xp.reshape(weights, (-1, num_states * num_mixtures)))
+
+            return summed(block(start) for start in range(0, max(1, frames.shape[0]), length))
+
+        def complete(frames: Array, posteriors: Array) -> GaussianStatistics:
+            def moments(part: Array, weights: Array) -> GaussianStatistics:
+                return weighted_moments(backend, part, weights, centre, self.covariance_type)
+
+            return shared(Density(backend, frames, *components), moments, frames, posteriors)
+
+        def partial(frames: Array, posteriors: Array) -> GaussianStatistics:
+            density = Marginal(backend, *components)
+            return shared(density, lambda part, weights: density.moments(part, weights, centre), frames, posteriors)
+
+        if not is_marginal(self.missing):
+            return complete(frames, posteriors)
+        return summed(apart(backend, complete, partial, frames, posteriors)[0])
 
     def m_step(
         self, statistics: GaussianStatistics, parameters: MixtureParameters, fixed: MixtureParameters | None = None
