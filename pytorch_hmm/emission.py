@@ -45,6 +45,11 @@ class Emission(AssignableModule, ABC):
         self.marginalizes = False
         """Whether NaN features are integrated out; the HMM sets it where `can_marginalize`."""
 
+    @property
+    def _missing(self) -> str:
+        """What families call it."""
+        return "marginalize" if self.marginalizes else "propagate"
+
     @abstractmethod
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Any:
         """The family of `hmm_functional.emissions`.

@@ -89,6 +89,8 @@ class GaussianEmission(BaseGaussianEmission):
         covariance_type, means, covariances: as `GaussianHMM`'s.
     """
 
+    can_marginalize = True
+
     def __init__(
         self,
         num_laws: int,
@@ -102,7 +104,7 @@ class GaussianEmission(BaseGaussianEmission):
 
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Gaussian:
         """The Gaussian family; `prior` is a `GaussianPrior`."""
-        return Gaussian(self.covariance_type, variance_floor, prior)
+        return Gaussian(self.covariance_type, variance_floor, prior, missing=self._missing)
 
     def values(self) -> GaussianParameters:
         """Means and covariances."""

@@ -22,6 +22,8 @@ from .trainable import EmissionHMM, EmissionOptions, num_laws
 class MixtureGaussianEmission(BaseGaussianEmission):
     """A mixture of Gaussians each; arguments as `MixtureGaussianHMM`'s."""
 
+    can_marginalize = True
+
     def __init__(
         self,
         num_laws: int,
@@ -52,7 +54,7 @@ class MixtureGaussianEmission(BaseGaussianEmission):
         gaussian, concentration = prior if isinstance(prior, tuple) else (prior, 1.0)
         if not isinstance(gaussian, GaussianPrior | None):
             raise TypeError(f"priors.emission: expected a GaussianPrior for mixtures, got {type(gaussian).__name__}")
-        return GaussianMixture(self.covariance_type, variance_floor, gaussian, concentration)
+        return GaussianMixture(self.covariance_type, variance_floor, gaussian, concentration, missing=self._missing)
 
     def values(self) -> MixtureParameters:
         """log weights, means and covariances."""

@@ -66,7 +66,7 @@ class ProductEmission(Emission):
         for part, floor, own in zip(self._emissions, floors, priors, strict=True):
             part.marginalizes = self.marginalizes and part.can_marginalize
             families.append(part.family(floor, own))
-        return Product(tuple(families), self.widths, "marginalize" if self.marginalizes else "propagate")
+        return Product(tuple(families), self.widths, self._missing)
 
     def values(self) -> ProductParameters:
         """The parts' parameters."""

@@ -14,6 +14,15 @@ import torch
 import hmm_functional as hf
 from hmm_functional import emissions, learning
 from hmm_functional.emissions import density, missing
+from pytorch_hmm import (
+    CategoricalEmission,
+    EmissionHMM,
+    GaussianEmission,
+    GaussianHMM,
+    MixtureGaussianHMM,
+    PoissonEmission,
+    ProductEmission,
+)
 from tests.helpers.backends import LIBRARIES
 from tests.test_emissions import TYPES, covariances_of, full_covariances
 
@@ -380,3 +389,88 @@ def test_errors():
         emissions.Gaussian(missing="no").statistics(
             x, torch.ones(5, 2), emissions.GaussianParameters(means, torch.ones(2, 3))
         )
+
+
+MODULES = {
+    "diag": lambda **o: GaussianHMM(2, 3, **o),
+    "full": lambda **o: GaussianHMM(2, 3, "full", **o),
+    "mixture": lambda **o: MixtureGaussianHMM(2, 3, 2, **o),
+    "product": lambda **o: EmissionHMM(
+        2,
+        ProductEmission([GaussianEmission(2, 3, "full"), CategoricalEmission(2, 4), PoissonEmission(2, 2)]),
+        **o,
+    ),
+}
+
+
+def with_holes(kind, share=0.2):
+    torch.manual_seed(0)
+    x = MODULES[kind]().double().sample(40, 3)[1].double()
+    torch.manual_seed(1)
+    holes = torch.rand(x.shape) < share
+    holes[0, 5] = True
+    return x, x.masked_fill(holes, torch.nan), holes
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_modules_integrate_missing_features_out(kind):
+    """A frame that misses all scores 0, a whole one what it did; errors stay errors."""
+    torch.manual_seed(2)
+    model = MODULES[kind](missing="nan").double()
+    x, seen, holes = with_holes(kind)
+    scores = model.emission_log_prob(seen)
+    assert scores.isfinite().all()
+    torch.testing.assert_close(scores[0, 5], torch.zeros(2).double())
+    whole = ~holes.any(-1)
+    torch.testing.assert_close(scores[whole], model.emission_log_prob(x)[whole])
+    for other, values in ((MODULES[kind](), seen.float()), (model, seen.masked_fill(holes, torch.inf))):
+        with pytest.raises(ValueError, match=r"x\[.*expected"):
+            other(values)
+
+
+def test_a_part_of_a_product_that_misses_a_feature_is_unobserved_or_marginal():
+    torch.manual_seed(2)
+    model = MODULES["product"](missing="nan").double()
+    gaussian, symbols, counts = model.emission.parts
+    x = torch.tensor([[0.5, torch.nan, 1.0, 2.0, 3.0, torch.nan], [torch.nan] * 3 + [torch.nan, 1.0, 2.0]]).double()
+    means, covariances = gaussian.means.detach(), gaussian.covariances.detach()
+    marginal = [
+        scipy.stats.multivariate_normal(means[k, [0, 2]], covariances[k][[0, 2]][:, [0, 2]]).logpdf([0.5, 1.0])
+        for k in range(2)
+    ]
+    expected = torch.stack(
+        [
+            torch.tensor(marginal) + symbols.log_prob(torch.tensor([2])).detach()[0],
+            counts.log_prob(x[1:, 4:]).detach()[0],
+        ]
+    )
+    torch.testing.assert_close(model.emission_log_prob(x).detach(), expected)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_modules_learn_from_what_is_there(kind):
+    _, seen, _ = with_holes(kind)
+    torch.manual_seed(2)
+    model = MODULES[kind](missing="nan").double()
+    rng = torch.Generator().manual_seed(0)
+    report = model.fit(seen, num_iterations=30, tolerance=0, generator=rng)
+    gains = np.diff(report.history)
+    assert (gains > -1e-8).all()
+    assert report.history[-1] > report.history[0] + 1
+    assert report.log_likelihood == pytest.approx(model(seen).sum().item())
+    gradient = model.fit(seen, init="keep", method="gradient", num_iterations=3, tolerance=0, learning_rate=1e-4)
+    assert gradient.log_likelihood > report.log_likelihood - 1e-3
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_labels_and_missing_features_have_a_closed_form():
+    """States known, diagonal: with features missing at random the mean of each is that of what was seen."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(200, 2).double(), torch.randint(2, (200,))
+    seen = x.masked_fill(torch.rand(200, 2) < 0.3, torch.nan)
+    model = GaussianHMM(2, 2, missing="nan").double()
+    model.fit(seen, labels=labels, num_iterations=200, tolerance=0, generator=torch.Generator().manual_seed(0))
+    for k in range(2):
+        own = seen[labels == k]
+        torch.testing.assert_close(model.means[k].detach(), own.nanmean(0))
+        torch.testing.assert_close(model.covariances[k].detach(), (own - own.nanmean(0)).square().nanmean(0))
