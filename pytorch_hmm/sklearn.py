@@ -312,6 +312,9 @@ class GMMHMM(GaussianHMM):
         form: Any = self.covariance_type
         return pytorch_hmm.MixtureGaussianHMM(self.n_components, dim, self.n_mix, form).double()
 
+    def _emission_prior(self) -> Any:
+        return super()._emission_prior(), _tensor(self.weights_prior)
+
 
 class CategoricalHMM(_BaseHMM):
     """hmmlearn's `CategoricalHMM`: symbols 0..n_features-1 in X (n_samples, 1)."""

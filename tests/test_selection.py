@@ -86,3 +86,13 @@ def test_what_cannot_be_is_said():
         match_states(truth(3), truth(2), torch.zeros(3, 1).double())
     with pytest.raises(ValueError, match="expected a maximum of the likelihood"):
         standard_errors(GaussianHMM(1, 1, means=[[50.0]]), torch.from_numpy(np.zeros((5, 1))))
+
+
+def test_what_is_fixed_has_no_error():
+    """The other entries' errors are those of fewer parameters: of a mean beside a known variance, the same."""
+    x = torch.randn(400, 1, generator=torch.Generator().manual_seed(0)).double()
+    model = GaussianHMM(1, 1, means=[[0.0]]).double().fix("covariances")
+    model.fit(x, init="keep", num_iterations=5, tolerance=0)
+    errors = standard_errors(model, x)
+    assert errors["covariances"].item() == 0.0
+    assert errors["means"].item() == pytest.approx(400**-0.5)

@@ -126,3 +126,11 @@ def test_what_cannot_be_is_said():
         ours.CategoricalHMM(2).fit(x)
     with pytest.warns(ConvergenceWarning, match="after 1 iterations"):
         ours.GaussianHMM(3, n_iter=1, random_state=0).fit(x)
+
+
+def test_weights_of_mixtures_take_their_prior():
+    """A Dirichlet prior of 1e6 and 1 leaves one component; of ones, none."""
+    x = np.random.default_rng(0).normal(size=(200, 1))
+    for prior, is_one in ((np.array([1e6, 1.0]), True), (1.0, False)):
+        found = ours.GMMHMM(1, 2, weights_prior=prior, random_state=0, tol=0).fit(x)
+        assert (found.weights_[0, 0] > 0.999) == is_one

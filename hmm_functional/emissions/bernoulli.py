@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .._check import need_floating, need_shape
 from ..backend import Array, backend_of
 from .constraints import held
 from .moments import is_seen
-from .poisson import weighted_sums
+from .poisson import beside, weighted_sums
 
 
 def bernoulli_log_prob(observations: Array, probs: Array) -> Array:
@@ -34,14 +33,7 @@ def bernoulli_log_prob(observations: Array, probs: Array) -> Array:
     """
     backend = backend_of(observations=observations, probs=probs)
     xp = backend.xp
-    need_floating("probs", xp, probs)
-    if probs.ndim != 2:
-        raise ValueError(f"probs: expected shape (K, D), got {tuple(probs.shape)}")
-    dim = probs.shape[1]
-    need_shape("observations", observations.shape, (None, dim), f"(..., T, D) with D = {dim} as in probs")
-    if xp.finfo(probs.dtype).bits < 32:
-        probs = xp.astype(probs, xp.float32)
-    x = xp.astype(observations, probs.dtype)
+    x, probs = beside(backend, observations, "probs", probs)
     turn, is_never, is_always = xp.matrix_transpose, probs == 0, probs == 1
     yes, no = xp.log(xp.where(is_never, 1.0, probs)), xp.log1p(-xp.where(is_always, 0.0, probs))
     found = x @ turn(yes) + (1.0 - x) @ turn(no)

@@ -36,14 +36,7 @@ def poisson_log_prob(observations: Array, rates: Array) -> Array:
     """
     backend = backend_of(observations=observations, rates=rates)
     xp = backend.xp
-    need_floating("rates", xp, rates)
-    if rates.ndim != 2:
-        raise ValueError(f"rates: expected shape (K, D), got {tuple(rates.shape)}")
-    dim = rates.shape[1]
-    need_shape("observations", observations.shape, (None, dim), f"(..., T, D) with D = {dim} as in rates")
-    if xp.finfo(rates.dtype).bits < 32:
-        rates = xp.astype(rates, xp.float32)
-    x = xp.astype(observations, rates.dtype)
+    x, rates = beside(backend, observations, "rates", rates)
     is_zero = rates == 0
     log_rates = xp.log(xp.where(is_zero, 1.0, rates))
     turn = xp.matrix_transpose
@@ -108,6 +101,19 @@ class Poisson:
         xp, power = backend.xp, self.shape - 1.0
         logs = xp.log(xp.where(rates > 0, rates, 1.0))
         return xp.sum(power * logs - self.rate * rates)
+
+
+def beside(backend: Backend, observations: Array, name: str, parameters: Array) -> tuple[Array, Array]:
+    """Observations (..., T, D) and parameters (K, D) of features of their own, checked, in one dtype."""
+    xp = backend.xp
+    need_floating(name, xp, parameters)
+    if parameters.ndim != 2:
+        raise ValueError(f"{name}: expected shape (K, D), got {tuple(parameters.shape)}")
+    dim = parameters.shape[1]
+    need_shape("observations", observations.shape, (None, dim), f"(..., T, D) with D = {dim} as in {name}")
+    if xp.finfo(parameters.dtype).bits < 32:
+        parameters = xp.astype(parameters, xp.float32)
+    return xp.astype(observations, parameters.dtype), parameters
 
 
 def weighted_sums(backend: Backend, observations: Array, weights: Array) -> tuple[Array, Array]:
