@@ -25,6 +25,7 @@ from pytorch_hmm import (
 )
 from tests.helpers.backends import LIBRARIES
 from tests.test_emissions import TYPES, covariances_of, full_covariances
+from tests.test_operation_counts import Launches
 
 
 def with_gaps(rng: np.random.Generator, x: np.ndarray, share: float = 0.4) -> np.ndarray:
@@ -188,6 +189,12 @@ def test_complete_frames_take_the_way_of_complete_data(kind, monkeypatch):
     found = hf.gmm_log_likelihood(x, weights, means, covariances, covariance_type=kind, missing="marginalize")
     assert torch.equal(found, plain)
     assert counts == []
+    launched = []
+    for way in ("propagate", "marginalize"):
+        with Launches() as launches:
+            hf.gmm_log_likelihood(x, weights, means, covariances, covariance_type=kind, missing=way)
+        launched.append(launches.count)
+    assert launched[1] - launched[0] <= 3  # isnan, any, and reading that
     gone = torch.tensor([7, 40])
     x[gone, 1] = torch.nan
     found = hf.gmm_log_likelihood(x, weights, means, covariances, covariance_type=kind, missing="marginalize")

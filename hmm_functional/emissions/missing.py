@@ -172,14 +172,15 @@ def scores_apart(
     found, order = apart(backend, complete, partial, frames)
     rows = found[0]
     if order is not None:
-        index = backend.asarray(np.argsort(order), like=frames)
-        rows = backend.xp.take(backend.xp.concat(found, axis=0), index, axis=0)
+        index = np.empty_like(order)
+        index[order] = np.arange(order.size)
+        rows = backend.xp.take(backend.xp.concat(found, axis=0), backend.asarray(index, like=frames), axis=0)
     return backend.xp.reshape(rows, (*observations.shape[:-1], rows.shape[-1]))
 
 
 def _gaps(xp: Any, frames: Array, missing: Array, means: Array) -> Array:
-    """Frames less means (N, C, D), 0 where missing; NaN enters no difference, so that no derivative meets it."""
-    return xp.where(missing[:, None, :], 0.0, xp.where(missing, 0.0, frames)[:, None, :] - means)
+    """Frames less means (N, C, D), 0 where missing: NaN enters a difference alone, whose derivatives do not meet it."""
+    return xp.where(missing[:, None, :], 0.0, frames[:, None, :] - means)
 
 
 def _rows(xp: Any, table: Array, places: Array | None) -> Array:
