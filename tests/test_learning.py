@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hmmlearn.hmm as hmmlearn
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -613,6 +614,25 @@ def test_a_family_of_one_s_own_never_sees_what_is_not_read():
     found, value = learning.em_step(parameters, Unit(), x, lengths=[3, 2], is_observed=is_observed)
     assert np.isfinite(value)
     assert np.isfinite(found.emission.means).all()
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-3, np.array([0.0, 0.1])])
+@pytest.mark.parametrize("covariance_type", ["diag", "full", "tied"])
+def test_a_step_under_jit_is_the_step_without(covariance_type, floor):
+    jnp = jax.numpy
+    g = np.random.default_rng(0)
+    shape = {"diag": np.ones((2, 2)), "full": np.stack([np.eye(2)] * 2), "tied": np.eye(2)}[covariance_type]
+    own = emissions.GaussianParameters(jnp.asarray(g.normal(size=(2, 2))), jnp.asarray(shape))
+    half = jnp.log(jnp.full((2, 2), 0.5))
+    parameters, x = learning.HMMParameters(half[0], half, own), jnp.asarray(g.normal(size=(30, 2)))
+    family = emissions.Gaussian(covariance_type, jnp.asarray(floor) if isinstance(floor, np.ndarray) else floor)
+
+    def step(parameters, x):
+        return learning.em_step(parameters, family, x)[0].emission.covariances
+
+    found = jax.jit(step)(parameters, x)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, step(parameters, x), rtol=1e-5 if found.dtype == "float32" else 1e-12)
 
 
 DISTRIBUTED = """

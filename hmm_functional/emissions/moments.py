@@ -284,9 +284,11 @@ def _divisor(xp: Any, counts: Array) -> Array:
 def _floored(backend: Backend, matrices: Array, floor: Array) -> Array:
     """The matrices of highest likelihood that exceed diag(floor): eigenvalues, in its units, of at least 1."""
     xp = backend.xp
-    if not backend.is_traced(floor) and not bool(xp.max(floor) > 0):
+    if not backend.is_traced(floor) and not backend.to_numpy(floor).max() > 0:
         return matrices
-    deviations = xp.sqrt(wide(backend, floor) + xp.zeros_like(matrices[..., 0, :]))
+    # a floor of 0 for some features, or under a tracer, is one that no number is below
+    least = 1e-20 * xp.linalg.diagonal(matrices) + (1e-300 if xp.finfo(matrices.dtype).bits > 32 else 1e-30)
+    deviations = xp.sqrt(xp.maximum(wide(backend, floor) + xp.zeros_like(least), least))
     outer = deviations[..., :, None] * deviations[..., None, :]
     values, vectors = xp.linalg.eigh(matrices / outer)
     return ((vectors * xp.maximum(values, 1.0)[..., None, :]) @ xp.matrix_transpose(vectors)) * outer
