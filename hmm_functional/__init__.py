@@ -1,6 +1,6 @@
 """Hidden Markov models as pure functions of torch, JAX or NumPy arrays: exact, batched, differentiable."""
 
-from ._types import Forward, ForwardBackward, Viterbi
+from ._types import Forward, ForwardBackward, SemiMarkovPath, SemiMarkovPosterior, SemiMarkovViterbi, Viterbi
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
 from .builders import ergodic, from_mask, left_to_right
 from .decode import log_joint, viterbi, viterbi_k_best
@@ -25,6 +25,13 @@ from .posterior import (
     smooth_fixed_lag,
 )
 from .sampling import sample, sample_posterior
+from .semi_markov import (
+    semi_markov_forward_backward,
+    semi_markov_log_likelihood,
+    semi_markov_sample,
+    semi_markov_sample_posterior,
+    semi_markov_viterbi,
+)
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
 from .transition import Banded, LowRank, Sparse
@@ -34,6 +41,9 @@ __all__ = [
     "Forward",
     "ForwardBackward",
     "LowRank",
+    "SemiMarkovPath",
+    "SemiMarkovPosterior",
+    "SemiMarkovViterbi",
     "Sparse",
     "StreamState",
     "Viterbi",
@@ -59,6 +69,11 @@ __all__ = [
     "restrict_states",
     "sample",
     "sample_posterior",
+    "semi_markov_forward_backward",
+    "semi_markov_log_likelihood",
+    "semi_markov_sample",
+    "semi_markov_sample_posterior",
+    "semi_markov_viterbi",
     "smooth_fixed_lag",
     "stationary",
     "stream_flush",

@@ -26,3 +26,33 @@ class Viterbi(NamedTuple):
 
     states: Array
     log_joint: Array
+
+
+class SemiMarkovPosterior(NamedTuple):
+    """What is expected of segments given the observations."""
+
+    log_posteriors: Array
+    """(..., T, K): log p(z_t given x)."""
+    expected_durations: Array
+    """(..., K, D_max): numbers of segments that lasted d + 1 steps and are complete."""
+    expected_transitions: Array
+    """(..., K, K): numbers of changes of segment."""
+    log_likelihood: Array
+    """(...)"""
+    expected_ends: Array
+    """(..., K, D_max): probabilities of the last segment's state and the steps seen of it."""
+
+
+class SemiMarkovViterbi(NamedTuple):
+    """`states` (..., T); `is_start` (..., T), where segments begin; `log_joint` (...): log p(x, segmentation)."""
+
+    states: Array
+    is_start: Array
+    log_joint: Array
+
+
+class SemiMarkovPath(NamedTuple):
+    """`states` (..., T); `is_start` (..., T), where segments begin."""
+
+    states: Array
+    is_start: Array

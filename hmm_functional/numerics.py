@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 from .backend import Array, Backend
 
@@ -68,3 +69,14 @@ def accurate_sum(backend: Backend, x: Array) -> Array:
         error = error[..., ::2] + error[..., 1::2] + xp.where(xp.abs(total) < inf, lost, 0.0)
         x = total
     return xp.sum(x + error, axis=-1)
+
+
+def draw(backend: Backend, terms: Array, luck: Array, rank: Any) -> Array:
+    """One index of the last axis, with probability proportional to exp(terms), by inversion."""
+    xp = backend.xp
+    below = xp.cumulative_sum(softmax(backend, terms), axis=-1)
+    # luck < 1, but its product may round up to the total: the largest number below keeps the draw inside
+    shrink = 1.0 - xp.finfo(terms.dtype).eps
+    is_below = below <= luck[..., None] * shrink * below[..., -1:]
+    place = xp.sum(xp.astype(is_below, backend.index_dtype()), axis=-1)
+    return xp.clip(place, max=terms.shape[-1] - 1)  # where nothing can be drawn

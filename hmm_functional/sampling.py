@@ -12,7 +12,7 @@ from .arrays import Spec, chain_arrays, emission_shape, no_rule, unpack
 from .backend import Array, Backend, Primitive, Rng
 from .backend.protocol import Shape, declare
 from .chain import chain_of
-from .numerics import softmax
+from .numerics import draw
 from .recursion import traceback
 
 
@@ -55,7 +55,7 @@ def sample(
     copies = prod(shape)
     luck = backend.uniform(rng, (num_steps, copies, batch), chain.initial)
     initial = xp.broadcast_to(chain.initial, (copies, batch, chain.num_states))
-    state = _draw(backend, initial, luck[0, ...], None)
+    state = draw(backend, initial, luck[0, ...], None)
     state = xp.where(xp.max(initial, axis=-1) > -inf, state, -1)
     structure, weights = chain.structure.transposed(backend, tuple((w,) for w in chain.weights))
     is_constant = chain.weights[0].shape[1] == 1
@@ -67,7 +67,7 @@ def sample(
         outgoing, targets = structure.incoming(
             backend, constant if slot is None else slot, xp.where(state < 0, 0, state)
         )
-        place = _draw(backend, outgoing, luck, None)
+        place = draw(backend, outgoing, luck, None)
         if targets is not None:
             place = backend.take_along(targets, place[..., None], -1)[..., 0]
         is_stuck = (state < 0) | (xp.max(outgoing, axis=-1) == -inf)
@@ -145,7 +145,7 @@ def _sample_paths(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tu
         messages,
         a.final,
         call.lengths,
-        _draw,
+        draw,
         chance=_last_draw_first(backend, a, xp.permute_dims(luck, (1, 2, 0))),
         copies=luck.shape[2],
     )
@@ -160,17 +160,6 @@ def _last_draw_first(backend: Backend, a: Any, luck: Array) -> Array:
         return luck
     place = xp.broadcast_to((a.lengths - 1)[None, None, :], (1, *luck.shape[1:]))
     return xp.concat([luck[:-1, ...], backend.take_along(luck, place, 0)], axis=0)
-
-
-def _draw(backend: Backend, terms: Array, luck: Array, rank: Any) -> Array:
-    """One index of the last axis, with probability proportional to exp(terms), by inversion."""
-    xp = backend.xp
-    below = xp.cumulative_sum(softmax(backend, terms), axis=-1)
-    # luck < 1, but its product may round up to the total: the largest number below keeps the draw inside
-    shrink = 1.0 - xp.finfo(terms.dtype).eps
-    is_below = below <= luck[..., None] * shrink * below[..., -1:]
-    place = xp.sum(xp.astype(is_below, backend.index_dtype()), axis=-1)
-    return xp.clip(place, max=terms.shape[-1] - 1)  # where nothing can be drawn
 
 
 SAMPLE = declare(

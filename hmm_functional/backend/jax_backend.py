@@ -60,6 +60,11 @@ class JaxBackend:
     def shortcut(self, fast: Callable[..., Array], function: Callable[..., Array], *arrays: Array) -> Array:
         return function(*arrays)
 
+    def vjp(
+        self, function: Callable[..., tuple[Array, ...]], arrays: Sequence[Array], cotangents: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        return jax.vjp(function, *arrays)[1](tuple(cotangents))  # type: ignore[no-any-return]
+
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         batch = jnp.broadcast_shapes(lower.shape[:-2], right.shape[:-2])
         lower = jnp.broadcast_to(lower, (*batch, *lower.shape[-2:]))

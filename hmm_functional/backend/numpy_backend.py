@@ -66,6 +66,11 @@ class NumpyBackend:
     def shortcut(self, fast: Callable[..., Array], function: Callable[..., Array], *arrays: Array) -> Array:
         return fast(*arrays)
 
+    def vjp(
+        self, function: Callable[..., tuple[Array, ...]], arrays: Sequence[Array], cotangents: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        raise NotImplementedError("NumPy derives nothing")
+
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         # NumPy has no triangular solve; elimination with pivots on a triangle meets its rows in order
         return self.xp.linalg.solve(lower, right)

@@ -61,6 +61,11 @@ class Backend(Protocol):
     def shortcut(self, fast: Callable[..., Array], function: Callable[..., Array], *arrays: Array) -> Array:
         """function(*arrays) and its derivatives, where `fast` gives the same value and cannot be differentiated."""
 
+    def vjp(
+        self, function: Callable[..., tuple[Array, ...]], arrays: Sequence[Array], cotangents: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        """Cotangents of `arrays` from those of what function(*arrays) gives, by the library's own derivation."""
+
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         """The solution y of lower @ y = right, batched, for lower triangular matrices."""
 

@@ -80,6 +80,14 @@ class TorchBackend:
             return fast(*arrays)
         return _Shortcut.apply(fast, function, *arrays)  # type: ignore[no-untyped-call]
 
+    def vjp(
+        self, function: Callable[..., tuple[Array, ...]], arrays: Sequence[Array], cotangents: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in arrays]
+            found = torch.autograd.grad(function(*leaves), leaves, list(cotangents), allow_unused=True)
+        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(arrays, found, strict=True))
+
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         return torch.linalg.solve_triangular(lower, right, upper=False)
 

@@ -1,0 +1,453 @@
+"""The one recursion over segments: explicit durations, in the log and max semirings, and its derivatives.
+
+With b_t(k) the weight of all ways to begin a segment of state k at step t, and E_t(k) to end one there,
+
+    E_t(k) = sum over d of b_{t-d+1}(k) * (emissions t-d+1..t) * duration(k, d)
+    b_{t+1}(j) = sum over k of E_t(k) * transition(k, j)
+
+a step carries K D open segments and costs K (D + K). Emissions are only ever added, never taken back: what is
+-inf or hugely negative is exact. Every sequence ends in a segment whose weight is `tail`: p(duration = d), or, where
+it may run past the end, p(duration >= d).
+
+The derivatives of the log-likelihoods L are probabilities of segments, sums of positive terms:
+
+    likelihood(theta) = L                            its derivative: statistics
+    statistics(theta, g) = sum over b of g_b dL_b/dtheta             curvature
+    curvature(theta, v, g) = sum over b of g_b d2L_b/dtheta2 v: the library's own derivative of `statistics`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
+
+from .arrays import filled, no_rule
+from .backend import Array, Backend, Primitive
+from .backend.protocol import Shape, batch_size, declare
+from .numerics import accurate_sum, centre, draw, logsumexp, multiply
+
+NUM_THETA = 5
+Reduce = Callable[[Backend, Array, int], Array]
+
+
+class Theta(NamedTuple):
+    """What the log-likelihoods depend on; every array but the emissions may be shared, with a batch axis of 1."""
+
+    initial: Array
+    """(B, K)"""
+    transition: Array
+    """(B, K, K)"""
+    duration: Array
+    """(B, K, D), D at most T: log weights of a segment that is followed by another."""
+    tail: Array
+    """(B, K, D): of one that reaches the end of its sequence."""
+    emission: Array
+    """(B, T, K)"""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Messages of the forward pass, scaled: `b` and `ends` (B, T, K), what each step took out (B, T)."""
+
+    begins: Array
+    ends: Array
+    scales: Array
+    emission: Array
+    """Centred, 0 in the padding."""
+    final: Array
+    """(B, D, K): weights of the segments that reach the end, by their length."""
+    log_likelihood: Array
+    """(B,), and the same on the scale of the messages."""
+    scaled: Array
+
+
+def sum_of(backend: Backend, x: Array, axis: int) -> Array:
+    """The log semiring's sum."""
+    return logsumexp(backend, x, axis=axis)
+
+
+def max_of(backend: Backend, x: Array, axis: int) -> Array:
+    """The max semiring's."""
+    return backend.xp.max(x, axis=axis)
+
+
+def forward_pass(backend: Backend, theta: Theta, lengths: Array, reduce: Reduce = sum_of) -> Passed:
+    """The recursion over time, in O(T K (D + K))."""
+    xp = backend.xp
+    num_steps, num_states = theta.emission.shape[1:]
+    size, count = lengths.shape[0], theta.duration.shape[-1]
+    is_valid = backend.arange(num_steps, like=theta.emission)[None, :] < lengths[:, None]
+    emission, top = centre(backend, xp.where(is_valid[..., None], theta.emission, 0.0))
+    begin = xp.broadcast_to(theta.initial, (size, num_states))
+    open_ = backend.full((size, num_states, count), -inf, like=emission)
+
+    def step(carry: Any, item: Any) -> tuple[Any, Any]:
+        (open_, begin, scale), (e,) = carry, item
+        older = open_[..., :-1] + (e - scale)[..., None]
+        open_ = xp.concat([(begin + e)[..., None], older], axis=-1)
+        end = reduce(backend, open_ + theta.duration, -1)
+        after = reduce(backend, end[..., None] + theta.transition, -2)
+        most = backend.pivot(xp.reshape(open_, (size, -1)), -1)
+        taken = xp.where(most == xp.finfo(most.dtype).min, 0.0, most)
+        return (open_, after - taken, taken), (begin, end, taken[:, 0])
+
+    start = (open_, begin, xp.zeros_like(begin[:, :1]))
+    _, found = scan_in_chunks(backend, step, start, (xp.permute_dims(emission, (1, 0, 2)),), count)
+    begins, ends, scales = (xp.moveaxis(x, 0, 1) for x in found)
+    final = open_segments(backend, begins, emission, scales, lengths - 1, count) + xp.matrix_transpose(theta.tail)
+    scaled = reduce(backend, xp.reshape(final, (size, -1)), -1)
+    is_before = backend.arange(num_steps, like=emission)[None, :] < lengths[:, None] - 1
+    shift = accurate_sum(backend, xp.where(is_valid, top, 0.0) + xp.where(is_before, scales, 0.0))
+    value = xp.where(scaled == -inf, -inf, xp.astype(shift + scaled, emission.dtype))
+    return Passed(begins, ends, scales, emission, final, value, scaled)
+
+
+def open_segments(
+    backend: Backend,
+    begins: Array,
+    emission: Array,
+    scales: Array,
+    last: Array,
+    count: int,
+    states: Array | None = None,
+) -> Array:
+    """(B, D, K): weights, without durations, of the segments of 1..D steps that `last` (B,) is the last step of.
+
+    Args:
+        states: (S, B) the one state each to look at, with `last` (S, B): (S, B, D, 1).
+    """
+    xp = backend.xp
+    place = last[..., None] - backend.arange(count, like=last)
+    is_there = (place >= 0)[..., None]
+    index = xp.where(place >= 0, place, 0)
+    if states is None:
+        begin, own = (backend.take_along(x, index[..., None], 1) for x in (begins, emission))
+    else:
+        num_states = begins.shape[-1]
+        cells = index * num_states + states[..., None]
+        flat = (xp.reshape(x, (1, x.shape[0], -1)) for x in (begins, emission))
+        begin, own = (backend.take_along(x, cells, -1)[..., None] for x in flat)
+        scales = scales[None, ...]
+    before = backend.take_along(scales, xp.where(place > 0, place - 1, 0), -1)[..., None]
+    later = xp.cumulative_sum(xp.where(is_there, own - before, 0.0), axis=-2)
+    later = xp.concat([xp.zeros_like(later[..., :1, :]), later[..., :-1, :]], axis=-2)
+    return xp.where(is_there, begin + own + later, -inf)
+
+
+class Counts(NamedTuple):
+    """Expected numbers of segments given the observations, of each sequence."""
+
+    initial: Array
+    """(B, K): of first segments."""
+    transition: Array
+    """(B, K, K)"""
+    duration: Array
+    """(B, K, D): of segments that are followed by another."""
+    tail: Array
+    """(B, K, D): of those that reach the end."""
+    emission: Array
+    """(B, T, K): posteriors of the states."""
+
+
+def counts_of(backend: Backend, theta: Theta, lengths: Array) -> Counts:
+    """The derivative of the log-likelihoods: a pass forward, and one back that counts."""
+    xp, passed = backend.xp, forward_pass(backend, theta, lengths)
+    num_steps, num_states = theta.emission.shape[1:]
+    size, count = lengths.shape[0], theta.duration.shape[-1]
+    steps = backend.arange(num_steps, like=passed.emission)[None, :]
+    left = lengths[:, None] - steps  # steps from each to the end
+    is_last, is_after = left == 1, left < 1
+    known = xp.where(passed.scaled == -inf, 0.0, passed.scaled)
+    padded = xp.concat([theta.tail, xp.full_like(theta.tail[..., :1], -inf)], axis=-1)
+    place = xp.where((left >= 1) & (left <= count), left - 1, count)
+    tails = backend.take_along(xp.broadcast_to(padded, (size, *padded.shape[1:])), place[:, None, :], 2)
+    lengths_are = backend.arange(count, like=passed.emission)
+
+    def step(carry: Any, item: Any) -> tuple[Any, Any]:
+        (later, last, after, pending, durations, ends, moves), given = carry, item
+        e, begin, end, scale, is_last, is_after, tail, left = given
+        scale = scale[:, None]
+        # what follows a segment that ends here
+        follow = after[:, None, :] + theta.transition - scale[..., None]
+        future = xp.where(is_last[:, None], -inf, logsumexp(backend, follow))
+        moves = moves + xp.where(is_last[:, None, None], 0.0, xp.exp(end[:, :, None] + follow))
+        later = xp.concat([(e + future)[..., None], later[..., :-1] + (e - scale)[..., None]], axis=-1)
+        last = xp.where(is_last[:, None], e - known[:, None], last + e - scale)
+        found = later + theta.duration
+        whole = logsumexp(backend, xp.stack([logsumexp(backend, found), last + tail], axis=-1))
+        after = xp.where(is_after[:, None], -inf, whole)
+        inside = xp.exp(begin[..., None] + found)
+        at_end = xp.where(lengths_are == left[:, None, None] - 1, xp.exp(begin + last + tail)[..., None], 0.0)
+        over = xp.flip(xp.cumulative_sum(xp.flip(inside + at_end, axis=-1), axis=-1), axis=-1)
+        done = pending[..., -1]
+        pending = over + xp.concat([xp.zeros_like(over[..., :1]), pending[..., :-1]], axis=-1)
+        return (later, last, after, pending, durations + inside, ends + at_end, moves), (done, begin + after)
+
+    empty = backend.full((size, num_states, count), -inf, like=passed.emission)
+    none, zeros = empty[..., 0], xp.zeros_like(empty)
+    moves = backend.full((size, num_states, num_states), 0.0, like=empty)
+    items = (passed.emission, passed.begins, passed.ends, passed.scales, is_last, is_after, tails, left)
+    items = tuple(xp.flip(xp.moveaxis(x, -1 if x is tails else 1, 0), axis=0) for x in items)
+    carry = (empty, none, none, zeros, zeros, zeros, moves)
+    (_, _, _, pending, durations, ends, moves), (done, starts) = scan_in_chunks(backend, step, carry, items, count)
+    posteriors = xp.moveaxis(pending, -1, 1)
+    if count < num_steps:  # the step at s leaves the posteriors of s + D
+        rest = xp.moveaxis(xp.flip(done, axis=0)[: num_steps - count, ...], 0, 1)
+        posteriors = xp.concat([posteriors, rest], axis=1)
+    return Counts(xp.exp(starts[-1, ...]), moves, durations, ends, posteriors)
+
+
+def scan_in_chunks(
+    backend: Backend, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: tuple[Array, ...], length: int
+) -> tuple[Any, tuple[Array, ...]]:
+    """`Backend.scan` in chunks of about `length` steps, so that derivatives keep one carry a chunk, not a step."""
+    xp, num_steps = backend.xp, xs[0].shape[0]
+    whole = num_steps // length if length > 1 else 0
+    parts: list[tuple[Array, ...]] = []
+    if whole > 1:
+
+        def chunk(carry: Any, part: Any) -> tuple[Any, Any]:
+            return backend.scan(step, carry, part)
+
+        head = tuple(xp.reshape(x[: whole * length, ...], (whole, length, *x.shape[1:])) for x in xs)
+        carry, found = backend.scan(chunk, carry, head)
+        parts.append(tuple(xp.reshape(y, (-1, *y.shape[2:])) for y in found))
+        xs = tuple(x[whole * length :, ...] for x in xs)
+    if xs[0].shape[0]:
+        carry, found = backend.scan(step, carry, xs)
+        parts.append(found)
+    return carry, parts[0] if len(parts) == 1 else tuple(xp.concat(ys, axis=0) for ys in zip(*parts, strict=True))
+
+
+Choose = Callable[[Array, Array | None], Array]
+
+
+def trace_back(
+    backend: Backend, theta: Theta, lengths: Array, passed: Passed, choose: Choose, luck: Array | None, copies: int
+) -> tuple[Array, Array]:
+    """Segmentations (S, B, T) from the end: states, -1 in the padding, and where segments begin.
+
+    Args:
+        choose: one index along the last axis of log weights, given numbers in [0, 1) for each.
+        luck: (T, 2, S, B) such numbers; None where the choice is certain.
+        copies: S, segmentations of each sequence.
+    """
+    xp = backend.xp
+    num_steps, num_states = theta.emission.shape[1:]
+    size, count = lengths.shape[0], theta.duration.shape[-1]
+    duration = xp.broadcast_to(theta.duration, (size, num_states, count))
+    transition = xp.matrix_transpose(xp.broadcast_to(theta.transition, (size, num_states, num_states)))
+    last = xp.broadcast_to(lengths - 1, (copies, size))
+    final = xp.reshape(passed.final, (size, -1))
+    # the numbers of the last step, which makes no other choice
+    chance = None if luck is None else backend.take_along(luck[:, 0, ...], last[None, ...], 0)[0, ...]
+    cell = choose(xp.broadcast_to(final, (copies, *final.shape)), chance)
+    # cells count states within durations
+    ends_with, seen = cell % num_states, cell // num_states + 1
+
+    def step(carry: Any, item: Any) -> tuple[Any, Any]:
+        (state, left), (t, end, chance) = carry, item
+        into = backend.take_along(transition[None, ...], state[..., None, None], 2)[..., 0, :]
+        earlier = choose(end[None, ...] + into, None if chance is None else chance[0, ...])
+        at = xp.zeros_like(last) + t
+        weights = open_segments(backend, passed.begins, passed.emission, passed.scales, at, count, earlier)[..., 0]
+        law = backend.take_along(duration[None, ...], earlier[..., None, None], 2)[..., 0, :]
+        lasted = choose(weights + law, None if chance is None else chance[1, ...]) + 1
+        is_end, is_new = t == last, left == 0
+        state = xp.where(is_end, ends_with, xp.where(is_new, earlier, state))
+        left = xp.where(is_end, seen, xp.where(is_new, lasted, left))
+        is_inside = t <= last
+        left = xp.where(is_inside, left - 1, left)
+        return (state, left), (xp.where(is_inside, state, -1), is_inside & (left == 0))
+
+    start = (xp.zeros_like(ends_with), xp.ones_like(ends_with))
+    steps = backend.arange(num_steps, like=lengths)
+    items: tuple[Any, ...] = (steps, xp.moveaxis(passed.ends, 1, 0), luck)
+    items = tuple(None if x is None else xp.flip(x, axis=0) for x in items)
+    _, (states, begins) = backend.scan(step, start, items)
+    is_possible = (passed.scaled > -inf)[None, :, None]
+    states, begins = (xp.moveaxis(xp.flip(x, axis=0), 0, -1) for x in (states, begins))
+    return xp.where(is_possible, states, -1), begins & is_possible
+
+
+def first_best(backend: Backend) -> Choose:
+    """The largest weight; ties go to the first."""
+    return lambda weights, luck: backend.xp.argmax(weights, axis=-1)
+
+
+# the primitives
+
+
+def _num_theta(encoded: str) -> int:
+    return NUM_THETA
+
+
+def _given(backend: Backend, arrays: Sequence[Array], lengths: Array) -> tuple[Theta, Array]:
+    """Theta, and the lengths (B,) of all sequences."""
+    theta = Theta(*arrays[:NUM_THETA])
+    size = batch_size(x.shape[0] for x in (*theta, lengths))
+    emission = backend.xp.broadcast_to(theta.emission, (size, *theta.emission.shape[1:]))
+    return theta._replace(emission=emission), backend.xp.broadcast_to(lengths, (size,))
+
+
+def _likelihood(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    return (forward_pass(backend, *_given(backend, arrays, arrays[-1])).log_likelihood,)
+
+
+def _likelihood_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    return ((batch_size(shape[0] for shape in shapes),),)
+
+
+def _likelihood_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tangents: Any) -> Sequence[Any]:
+    theta, lengths = list(arrays[:NUM_THETA]), arrays[-1]
+    xp, size = backend.xp, batch_size(x.shape[0] for x in (*theta, lengths))
+    apart = [xp.broadcast_to(x, (size, *x.shape[1:])) for x in theta]
+    ones = backend.full((size,), 1.0, like=theta[-1])
+    found = backend.call(STATISTICS, encoded, [*apart, ones, lengths])
+    moves = filled(backend, theta, tangents)
+    parts = [xp.sum(f * v, axis=tuple(range(1, f.ndim))) for f, v in zip(found, moves, strict=True)]
+    return [sum(parts[1:], parts[0])]
+
+
+def _likelihood_vjp(
+    backend: Backend, encoded: str, arrays: Any, outputs: Any, cotangents: Any, needed: Any
+) -> Sequence[Any]:
+    if cotangents[0] is None:
+        return [None] * NUM_THETA
+    found = backend.call(STATISTICS, encoded, [*arrays[:NUM_THETA], cotangents[0], arrays[-1]])
+    return [f if need else None for f, need in zip(found, needed, strict=True)]
+
+
+def _statistics(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    theta, lengths = _given(backend, arrays, arrays[-1])
+    return _weighted(backend, Theta(*arrays[:NUM_THETA]), arrays[NUM_THETA], counts_of(backend, theta, lengths))
+
+
+def _weighted(backend: Backend, theta: Theta, scale: Array, counts: Counts) -> tuple[Array, ...]:
+    """Counts times scale (B,), summed over the batch where it shares an array."""
+    xp, found = backend.xp, []
+    for x, one in zip(theta, counts, strict=True):
+        one = multiply(backend, xp.reshape(scale, (-1, *[1] * (one.ndim - 1))), one)
+        found.append(xp.sum(one, axis=0, keepdims=True) if x.shape[0] == 1 and one.shape[0] != 1 else one)
+    return tuple(found)
+
+
+def _statistics_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tangents: Any) -> Sequence[Any]:
+    theta, scale, lengths = list(arrays[:NUM_THETA]), arrays[NUM_THETA], arrays[-1]
+    found: list[Any] = [0.0] * NUM_THETA
+    if any(t is not None for t in tangents[:-1]):
+        moves = filled(backend, theta, tangents[:-1])
+        found = list(backend.call(CURVATURE, encoded, [*theta, *moves, scale, lengths]))
+    if tangents[-1] is not None:
+        rescaled = backend.call(STATISTICS, encoded, [*theta, tangents[-1], lengths])
+        found = [f + r for f, r in zip(found, rescaled, strict=True)]
+    return found
+
+
+def _statistics_vjp(
+    backend: Backend, encoded: str, arrays: Any, outputs: Any, cotangents: Any, needed: Any
+) -> Sequence[Any]:
+    theta, scale, lengths = list(arrays[:NUM_THETA]), arrays[NUM_THETA], arrays[-1]
+    directions = filled(backend, theta, cotangents)
+    found: list[Any] = [None] * NUM_THETA
+    if any(needed[:-1]):
+        found = list(backend.call(CURVATURE, encoded, [*theta, *directions, scale, lengths]))
+    change = None
+    if needed[-1]:
+        (change,) = _likelihood_jvp(backend, encoded, [*theta, lengths], (), directions)
+    return [*found, change]
+
+
+def _curvature(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    theta, moves = arrays[:NUM_THETA], arrays[NUM_THETA : 2 * NUM_THETA]
+    scale, lengths = arrays[-2:]
+
+    def statistics(*theta: Array) -> tuple[Array, ...]:
+        return _weighted(backend, Theta(*theta), scale, counts_of(backend, *_given(backend, theta, lengths)))
+
+    return backend.vjp(statistics, theta, moves)  # a Hessian is symmetric
+
+
+def _gradient_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    return tuple(shapes[:NUM_THETA])
+
+
+_THIRD = no_rule("the third derivative of a semi-Markov log-likelihood")
+
+LIKELIHOOD = declare(
+    Primitive(
+        "semi_markov_likelihood",
+        _likelihood,
+        _num_theta,
+        _likelihood_shapes,
+        lambda encoded: (True,),
+        _likelihood_jvp,
+        _likelihood_vjp,
+    )
+)
+STATISTICS = declare(
+    Primitive(
+        "semi_markov_statistics",
+        _statistics,
+        lambda encoded: NUM_THETA + 1,
+        _gradient_shapes,
+        lambda encoded: (True,) * NUM_THETA,
+        _statistics_jvp,
+        _statistics_vjp,
+        num_gradients=_num_theta,
+    )
+)
+CURVATURE = declare(
+    Primitive(
+        "semi_markov_curvature",
+        _curvature,
+        lambda encoded: 2 * NUM_THETA + 1,
+        _gradient_shapes,
+        lambda encoded: (True,) * NUM_THETA,
+        _THIRD,
+        _THIRD,
+        num_gradients=_num_theta,
+    )
+)
+
+
+def _paths(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """States and starts (B, S, T): the best segmentation, or draws where there is `luck` (B, T, 2, S)."""
+    xp, (theta, lengths) = backend.xp, _given(backend, arrays, arrays[NUM_THETA])
+    if len(arrays) > NUM_THETA + 1:
+        luck = xp.permute_dims(arrays[-1], (1, 2, 3, 0))
+        passed = forward_pass(backend, theta, lengths)
+        found = trace_back(backend, theta, lengths, passed, chooser(backend), luck, luck.shape[2])
+    else:
+        passed = forward_pass(backend, theta, lengths, max_of)
+        found = trace_back(backend, theta, lengths, passed, first_best(backend), None, 1)
+    return tuple(xp.astype(xp.permute_dims(x, (1, 0, 2)), backend.index_dtype()) for x in found)
+
+
+def chooser(backend: Backend) -> Choose:
+    """An index with probability in proportion to its weight."""
+    return lambda weights, luck: draw(backend, weights, luck, None)
+
+
+def _paths_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    batch, (num_steps, _) = batch_size(shape[0] for shape in shapes), shapes[NUM_THETA - 1][1:]
+    copies = shapes[-1][3] if len(shapes) > NUM_THETA + 1 else 1
+    return ((batch, copies, num_steps),) * 2
+
+
+_NOT = no_rule("the derivative of a segmentation")
+
+PATHS = declare(
+    Primitive(
+        "semi_markov_paths",
+        _paths,
+        lambda encoded: 0,
+        _paths_shapes,
+        lambda encoded: (False, False),
+        _NOT,
+        _NOT,
+        integers=(True, True),
+    )
+)
