@@ -11,16 +11,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
+from inspect import signature
 from math import inf
 from typing import Any, NamedTuple, Protocol, cast
 
 from .arrays import chain_arrays, fused
-from .backend import Array, backend_of, find_backend
+from .backend import Array, backend_of
 from .chain import Chain, chain_of
 from .decode import viterbi
 from .edges import Edges, on_device
 from .emissions.categorical import dirichlet_log_density, maximize_groups, maximize_probabilities
-from .emissions.constraints import held
+from .emissions.constraints import held, need_at_least
 from .emissions.moments import wide
 from .gradient import STATISTICS
 from .likelihood import forward_pass
@@ -124,10 +125,42 @@ def expected_statistics(
         emission = xp.where(is_observed[..., None], emission, 0.0)
     if is_allowed is not None:
         emission = xp.where(is_allowed, emission, -inf)
+    options = (lengths, weights, method, kernel)
+    if models and backend.form((emission, initial)) is not None:  # compiled code serves sequences of one matrix best
+        each_model = [
+            _pass(initial[r, ...], transition[r, ...], emission[r, ...], *options, ()) for r in range(models[0])
+        ]
+        total, starts, counts, posteriors = (xp.stack(parts) for parts in zip(*each_model, strict=True))
+    else:
+        total, starts, counts, posteriors = _pass(initial, transition, emission, *options, models)
+    observed = posteriors if is_observed is None else xp.where(is_observed[..., None], posteriors, 0.0)
+    if models:
+        observed = xp.moveaxis(observed, 0, -2)
+        observed = xp.reshape(observed, (*observed.shape[:-2], -1))
+    # what is not read may be anything: what is no number is made one, the others may be what later frames look back at
+    is_read = xp.sum(observed, axis=-1) > 0
+    is_read = xp.reshape(is_read, (*is_read.shape, *[1] * (observations.ndim - is_read.ndim)))
+    if xp.isdtype(observations.dtype, "real floating"):
+        is_read = xp.logical_or(is_read, xp.isfinite(observations))
+    observations = xp.where(is_read, observations, xp.zeros_like(observations))
+    return Statistics(total, starts, counts, family.statistics(observations, observed, parameters.emission))
+
+
+def _pass(
+    initial: Array,
+    transition: Any,
+    emission: Array,
+    lengths: Any,
+    weights: Array | None,
+    method: str,
+    kernel: str,
+    models: tuple[int, ...],
+) -> tuple[Array, Array, Any, Array]:
+    """Log-likelihood, initial counts, transition counts, and posteriors (..., T, K), all weighted."""
     chain = chain_of(initial, transition, emission, lengths=lengths)
     if not models and (chain.initial.shape[0] != 1 or chain.weights[0].shape[0] != 1):
         raise ValueError("parameters: expected one model for all sequences, got batch axes in its chain")
-    size = chain.emission.shape[0]
+    backend, xp, size = chain.backend, chain.backend.xp, chain.emission.shape[0]
     scale = backend.full((size,), 1.0, like=chain.emission)
     if weights is not None:
         scale = xp.astype(xp.reshape(xp.broadcast_to(weights, chain.batch_shape), (size,)), scale.dtype)
@@ -142,16 +175,7 @@ def expected_statistics(
     likelihood = wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale)
     total = xp.sum(xp.reshape(likelihood, (*models, -1)), axis=-1)
     starts = xp.sum(xp.reshape(posteriors[:, 0, :], (*models, -1, chain.num_states)), axis=-2)
-    posteriors = chain.unflatten(posteriors)
-    observed = posteriors if is_observed is None else xp.where(is_observed[..., None], posteriors, 0.0)
-    if models:
-        observed = xp.moveaxis(observed, 0, -2)
-        observed = xp.reshape(observed, (*observed.shape[:-2], -1))
-    # what is not read may be anything, and is made nothing
-    is_read = xp.sum(observed, axis=-1) > 0
-    is_read = xp.reshape(is_read, (*is_read.shape, *[1] * (observations.ndim - is_read.ndim)))
-    observations = xp.where(is_read, observations, xp.zeros_like(observations))
-    return Statistics(total, starts, counts, family.statistics(observations, observed, parameters.emission))
+    return total, starts, counts, chain.unflatten(posteriors)
 
 
 def _side_by_side(emission: Array, initial: Array, transition: Any) -> tuple[Array, Array, Array]:
@@ -235,6 +259,11 @@ def maximize(
     backend = backend_of(log_initial=log_initial)
     stays = HMMParameters(None, None, None) if fixed is None else fixed
     options = () if stays.emission is None else (stays.emission,)
+    if options and len(signature(family.m_step).parameters) < 3:
+        raise TypeError(
+            f"fixed: expected {type(family).__name__}.m_step(statistics, parameters, fixed) to keep entries of the "
+            "emissions, its m_step takes no third argument"
+        )
     return HMMParameters(
         maximize_probabilities(backend, statistics.initial, log_initial, priors.initial, stays.log_initial),
         _maximize_transition(statistics.transitions, log_transition, priors.transition, stays.log_transition),
@@ -244,16 +273,13 @@ def maximize(
 
 def need_concentrations(priors: Priors, num_states: int) -> None:
     """Numbers, or arrays of the shape of what they are for, of at least 1: only then has the density a mode."""
+    if not isinstance(priors, Priors):
+        raise TypeError(f"priors: expected hmm_functional.learning.Priors, got {type(priors).__name__}")
     for name, value, rank in (("initial", priors.initial, 1), ("transition", priors.transition, 2)):
         shape = tuple(getattr(value, "shape", ()))
         if shape and shape != (num_states,) * rank:
             raise ValueError(f"priors.{name}: expected a number or shape {(num_states,) * rank}, got {shape}")
-        if isinstance(value, list | tuple | dict | str) or value is None:
-            raise TypeError(f"priors.{name}: expected a number or an array, got {type(value).__name__}")
-        backend = find_backend(value)
-        least = value if backend is None else value.min()
-        if (backend is None or not backend.is_traced(value)) and not least >= 1:
-            raise ValueError(f"priors.{name}: expected concentrations of at least 1, got {float(least):.6g}")
+        need_at_least(f"priors.{name}", value, 1.0)
 
 
 def _maximize_transition(counts: Any, log_transition: Any, concentration: Any, is_fixed: Any = None) -> Any:

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .convert import from_dynamax, from_hmmlearn, from_pomegranate, to_dynamax, to_hmmlearn, to_pomegranate
+from .data import Batch
 from .discrete import (
     BernoulliEmission,
     BernoulliHMM,
@@ -33,6 +34,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "BaseHMM",
+    "Batch",
     "BernoulliEmission",
     "BernoulliHMM",
     "CategoricalEmission",

@@ -55,6 +55,32 @@ def log_of(name: str, value: Any, shape: tuple[int, ...], words: str) -> Tensor:
     return p.log()
 
 
+def prior_values(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """A number, or an array that broadcasts to `shape` as a float64 tensor, of a prior of emissions.
+
+    Raises:
+        TypeError: neither. ValueError: another shape.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    try:
+        found = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise TypeError(f"priors.{name}: expected numbers, got {type(value).__name__}") from None
+    try:
+        found.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"priors.{name}: expected shape {shape} or one before, got {tuple(found.shape)}") from None
+    return found
+
+
+def prior_pair(value: Any, words: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Two of `prior_values`, such as (shape, rate)."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"priors.emission: expected {words}, got {type(value).__name__}")
+    return prior_values("emission", value[0], shape), prior_values("emission", value[1], shape)
+
+
 def need_normalised(name: str, probabilities: Tensor, remedy: str) -> None:
     """Every row along the last axis sums to one."""
     total = probabilities.sum(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from math import inf
+from math import inf, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,12 +21,16 @@ LARGEST_BATCH = 2**22
 
 
 class Batch(NamedTuple):
-    """Sequences that are computed together."""
+    """Sequences that are computed together; a loader may give these where there are weights or labels."""
 
     x: Tensor
-    lengths: Tensor | None
-    weights: Tensor | None
-    labels: Tensor | None
+    """(..., T, *frame)"""
+    lengths: Tensor | None = None
+    """(...)"""
+    weights: Tensor | None = None
+    """(...)"""
+    labels: Tensor | None = None
+    """(..., T), -1 where the state is not known."""
 
 
 class Source:
@@ -43,8 +47,6 @@ class Source:
         if isinstance(data, Tensor):
             shape = tuple(data.shape[: data.ndim - self._rank])
             weights = None if weights is None else self._weights(weights, shape[:-1])
-            if labels is not None and (not isinstance(labels, Tensor) or tuple(labels.shape) != shape):
-                raise ValueError(f"labels: expected an integer tensor of shape {shape}, a state or -1 for each frame")
             self._batches = [self._checked(data, lengths, weights, labels)]
         elif isinstance(data, list | tuple) and not any(isinstance(item, tuple) for item in data):
             if lengths is not None:
@@ -70,13 +72,22 @@ class Source:
             return
         count = 0
         for item in self._loader:
+            count += 1
+            if isinstance(item, Batch):
+                yield self._checked(*item)
+                continue
             x, lengths = item if isinstance(item, list | tuple) and len(item) == 2 else (item, None)
             if isinstance(x, list | tuple) and len(x) == 1:
                 x = x[0]
-            count += 1
             yield self._checked(x, lengths, None, None)
         if not count:
             raise ValueError("data: expected at least one batch, got none")
+
+    def num_frames(self) -> int | None:
+        """Frames of all batches, padding included; None where batches have to be read for that."""
+        if self._batches is None:
+            return None
+        return sum(prod(batch.x.shape[: batch.x.ndim - self._rank]) for batch in self._batches)
 
     def sequences(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Sequences without padding, (T_i, *frame), and their labels, of as many batches as LARGEST_BATCH holds."""
@@ -100,7 +111,9 @@ class Source:
         """LEAST_SHARE of the features' variances (D,) in those frames; a constant feature counts as the mean one."""
         if self._rank == 0:
             return 0.0
-        frames = torch.cat(list(self.frames())).double()
+        frames = torch.cat([self._model.emission.context(x) for x in self.frames()]).double()
+        if self._model.emission.num_regressors:
+            return LEAST_SHARE * self._left_over(frames)
         count = sum_of_processes((~frames.isnan()).sum(0).double()).clamp_min(1.0)
         mean = sum_of_processes(frames.nansum(0)) / count
         variances = sum_of_processes((frames - mean).square().nansum(0)) / count
@@ -109,15 +122,22 @@ class Source:
         others = variances[is_some].mean() if is_some.any() else variances.new_ones(())
         return LEAST_SHARE * variances.where(is_some, others)
 
+    def _left_over(self, frames: Tensor) -> Tensor:
+        """What one regression of all frames leaves of each feature's variance, (D,)."""
+        frames = frames[~frames.isnan().any(-1)]
+        frames = torch.cat([frames, frames.new_ones(len(frames), 1)], -1)
+        moments = sum_of_processes(frames.mT @ frames)
+        dim = frames.shape[-1] - 1 - self._model.emission.num_regressors
+        found = torch.linalg.pinv(moments[dim:, dim:], hermitian=True) @ moments[dim:, :dim]
+        # squares rather than a difference, which would cancel where little is left
+        left = sum_of_processes((frames[:, :dim] - frames[:, dim:] @ found).square().sum(0)) / moments[-1, -1]
+        least = 1e-24 * moments.diagonal()[:dim] / moments[-1, -1]
+        return torch.maximum(left, least)
+
     def _checked(self, x: Any, lengths: Any, weights: Tensor | None, labels: Tensor | None) -> Batch:
         need_frames("data", x, self._model.frame_shape)
         if labels is not None:
-            num_states = self._model.num_states
-            if lengths is not None:  # what padding holds is not read
-                steps = torch.arange(labels.shape[-1], device=labels.device)
-                labels = labels.where(steps < torch.as_tensor(lengths, device=labels.device)[..., None], -1)
-            if labels.is_floating_point() or bool(((labels < -1) | (labels >= num_states)).any()):
-                raise ValueError(f"labels: expected integers, states 0..{num_states - 1} or -1 where unknown")
+            labels = checked_labels(labels, lengths, tuple(x.shape[: x.ndim - self._rank]), self._model.num_states)
         if lengths is not None:
             shape = tuple(x.shape[: x.ndim - self._rank])
             lengths = lengths_like(lengths, x, shape[:-1], shape[-1])
@@ -164,6 +184,19 @@ class Source:
             )
             start += count
         return found
+
+
+def checked_labels(labels: Any, lengths: Any, shape: tuple[int, ...], num_states: int) -> Tensor:
+    """Known states (..., T), -1 where unknown and in the padding."""
+    if not isinstance(labels, Tensor) or tuple(labels.shape) != shape:
+        raise ValueError(f"labels: expected an integer tensor of shape {shape}, a state or -1 for each frame")
+    if lengths is not None:  # what padding holds is not read
+        steps = torch.arange(labels.shape[-1], device=labels.device)
+        labels = labels.where(steps < torch.as_tensor(lengths, device=labels.device)[..., None], -1)
+    if labels.is_floating_point() or bool(((labels < -1) | (labels >= num_states)).any()):
+        raise ValueError(f"labels: expected integers, states 0..{num_states - 1} or -1 where unknown")
+    found: Tensor = labels
+    return found
 
 
 def padded(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from hmm_functional.emissions import (
     PoissonParameters,
 )
 
-from ._check import is_traced, log_of
+from ._check import is_traced, log_of, prior_pair, prior_values
 from .emission import CountEmission, Emission, of_emission, parameter
 from .parametrize import LogProbabilities, Parametrized, Positive, UnitInterval
 from .trainable import EmissionHMM, EmissionOptions, num_laws
@@ -45,7 +45,8 @@ class CategoricalEmission(Emission):
 
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Categorical:
         """The categorical family; `prior` holds concentrations."""
-        return Categorical(1.0 if prior is None else prior)
+        shape = (self.num_laws, self.num_symbols)
+        return Categorical(1.0 if prior is None else prior_values("emission", prior, shape))
 
     def values(self) -> CategoricalParameters:
         """log-probabilities of symbols."""
@@ -119,7 +120,8 @@ class PoissonEmission(CountEmission):
 
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Poisson:
         """The Poisson family; `prior` is (shape, rate) of a gamma distribution."""
-        return Poisson() if prior is None else Poisson(*prior)
+        shape = (self.num_laws, self.obs_dim)
+        return Poisson() if prior is None else Poisson(*prior_pair(prior, "(shape, rate)", shape))
 
     def values(self) -> PoissonParameters:
         """Rates."""
@@ -131,7 +133,7 @@ class PoissonEmission(CountEmission):
 
     def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
         """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D)."""
-        count, rates = x[..., None, :] + (0.0 if is_strict else 1.0), self.rates
+        count, rates = x[..., None, :].double() + (0.0 if is_strict else 1.0), self.rates.double()
         is_any = count > 0
         count = count.where(is_any, 1.0)
         below = torch.special.gammaincc(count, rates).where(is_any, 0.0)
@@ -166,7 +168,8 @@ class BernoulliEmission(CountEmission):
 
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Bernoulli:
         """The Bernoulli family; `prior` is (ones, zeros) of a beta distribution."""
-        return Bernoulli() if prior is None else Bernoulli(*prior)
+        shape = (self.num_laws, self.obs_dim)
+        return Bernoulli() if prior is None else Bernoulli(*prior_pair(prior, "(ones, zeros)", shape))
 
     def values(self) -> BernoulliParameters:
         """Probabilities of a 1."""
@@ -216,6 +219,15 @@ class CategoricalHMM(EmissionHMM):
     ) -> None:
         laws = num_laws(num_states, options.get("tied_states"))
         super().__init__(num_states, CategoricalEmission(laws, num_symbols, probs=probs), **options)
+
+    @property
+    def probs(self) -> Tensor:
+        """p(symbol given state), (K, V), probabilities; assignable."""
+        return self.log_probs.exp()  # type: ignore[no-any-return]
+
+    @probs.setter
+    def probs(self, value: Any) -> None:
+        self.log_probs = log_of("probs", value, tuple(self.log_probs.shape), "(K, V)")
 
     log_probs = of_emission("log_probs", "log p(symbol given state), (K, V), nats; assignable, -inf a structural zero.")
     num_symbols = of_emission("num_symbols", "V.")

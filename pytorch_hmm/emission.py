@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hmm_functional._check import need_count
 
-from ._check import is_traced
+from ._check import is_traced, need_support
 from .initialize import kmeans, nearest
 from .parametrize import AssignableModule, Parametrized, widened
 
@@ -37,26 +37,23 @@ class Emission(AssignableModule, ABC):
     """Whether the laws have nothing in common, so that those of several models can lie side by side."""
     num_lags = 0
     """How many frames before it the density of a frame looks at."""
+    num_regressors = 0
+    """How many of the features that `context` gives are regressors, at its end."""
 
     def __init__(self, num_laws: int, frame_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.num_laws = need_count("num_laws", num_laws, 1)
         self.frame_shape = frame_shape
-        self.marginalizes = False
-        """Whether NaN features are integrated out; the HMM sets it where `can_marginalize`."""
-
-    @property
-    def _missing(self) -> str:
-        """What families call it."""
-        return "marginalize" if self.marginalizes else "propagate"
 
     @abstractmethod
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Any:
-        """The family of `hmm_functional.emissions`.
+        """The family of `hmm_functional.emissions`, or one of your own.
 
         Args:
             variance_floor: least variance, for Gaussian families.
             prior: what is believed of the parameters, in the form of the family's own; None is nothing.
+
+        Where `can_marginalize` it also takes `missing`, "propagate" or "marginalize" as functions do.
         """
 
     @abstractmethod
@@ -85,9 +82,26 @@ class Emission(AssignableModule, ABC):
         masks = {name: True if name in frozen else one.is_fixed for name, one in made.items()}
         return type(self.values())(**masks) if any(mask is not None for mask in masks.values()) else None
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x_t given the law), (..., T, num_laws), nats, of observations (..., T, *frame_shape)."""
-        return self.family().log_prob(x, self.values())  # type: ignore[no-any-return]
+    def log_prob(self, x: Tensor, **options: str) -> Tensor:
+        """log p(x_t given the law), (..., T, num_laws), nats, of observations (..., T, *frame_shape).
+
+        Args:
+            options: `missing`, where `can_marginalize`.
+        """
+        return self.family(**options).log_prob(x, self.values())  # type: ignore[no-any-return]
+
+    def blank(self) -> Any:
+        """What stands for frames that are not read, padding and missing ones: a number within the support."""
+        low, high = self.support
+        return 0.0 if (low is None or low < 0) and (high is None or high > 0) else 1.0 if low == 0 else low
+
+    def check(self, name: str, x: Tensor, is_read: Tensor | None, remedy: str) -> None:
+        """Raise ValueError for values outside the support, in frames (..., T) that are read; NaN is one.
+
+        Args:
+            name, remedy: what the error says.
+        """
+        need_support(name, x, len(self.frame_shape), self.support, is_read, self.wanted, remedy)
 
     def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
         """log P(X <= x) and log P(X > x) under each law, (..., T, num_laws, D) each; D is 1 for symbols.
@@ -105,7 +119,7 @@ class Emission(AssignableModule, ABC):
         """Observations in the dtype that scores are computed in.
 
         Args:
-            has_nan: whether NaN stood for unobserved frames, which are zeros now.
+            has_nan: whether NaN stood for unobserved frames, which are `blank` now.
         """
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating-point observations, got {x.dtype}; convert with x.float()")

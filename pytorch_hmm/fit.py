@@ -15,13 +15,16 @@ from torch import Tensor
 
 from hmm_functional import learning
 from hmm_functional._check import need_count
+from hmm_functional.emissions.constraints import need_at_least
 from hmm_functional.learning import HMMParameters, Priors, Statistics
 
-from .data import Batch, Source, is_distributed, num_processes, padded, sum_of_processes
+from .data import LARGEST_BATCH, Batch, Source, is_distributed, num_processes, padded, sum_of_processes
 
 if TYPE_CHECKING:
     from .trainable import TrainableHMM
 
+AT_ONCE = 2**18
+"""Scores of frames, on a CPU, that restarts which go together have between them."""
 LEAST_FRAMES = 1e-6
 """Of a state that is not dead."""
 
@@ -33,12 +36,13 @@ class NotConverged(UserWarning):
     """`fit` did all its iterations and the last still gained more than the tolerance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitReport:
     """What `fit` did."""
 
     history: list[float]
-    """log p(data), weighted, plus the log density of the priors: before each iteration, and at the end."""
+    """log p(data), weighted, plus the log density of the priors (up to a constant): before each iteration, and at the
+    end."""
     stopped: str
     """"converged", "num_iterations" or "callback"."""
     seconds: float
@@ -46,6 +50,8 @@ class FitReport:
     """States that expect less than a millionth of a frame in all the data; they keep the parameters they had."""
     restarts: list[float] = field(default_factory=list)
     """The last of the history of each restart; the best was kept."""
+    log_prior: float = 0.0
+    """log density of the priors at the end, up to a constant; a part of the history."""
 
     @property
     def converged(self) -> bool:
@@ -54,8 +60,15 @@ class FitReport:
 
     @property
     def log_likelihood(self) -> float:
-        """The last of the history."""
-        return self.history[-1]
+        """log p(data), weighted, at the end: the last of the history less `log_prior`."""
+        return self.history[-1] - self.log_prior
+
+    def __repr__(self) -> str:
+        ends = f", best of {len(self.restarts)} restarts" if len(self.restarts) > 1 else ""
+        dead = f", dead_states={self.dead_states}" if self.dead_states else ""
+        first, last = (f"{value:.6g}" for value in (self.history[0], self.history[-1]))
+        steps = f"{len(self.history) - 1} iterations from {first} to {last}"
+        return f"FitReport({self.stopped}: {steps}{ends}, {self.seconds:.3g} s{dead})"
 
 
 class Progress(NamedTuple):
@@ -93,6 +106,8 @@ def fit(
 ) -> FitReport:
     """The free function behind `TrainableHMM.fit`, which has the defaults and says what it does."""
     started = time.perf_counter()
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
     for name, value, known in (("method", method, get_args(Method)), ("init", init, get_args(Init))):
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
@@ -102,15 +117,10 @@ def fit(
         raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance}")
     if num_restarts > 1 and init == "keep":
         raise ValueError("num_restarts: expected 1 with init='keep', whose restarts would all be the same")
-    known_names = tuple(model._parametrized())
-    if isinstance(frozen, str) or not set(frozen) <= set(known_names):
-        raise ValueError(f"frozen: expected some of {', '.join(map(repr, known_names))}, got {frozen!r}")
-    if priors is not None:
-        learning.need_concentrations(priors, model.num_states)
     source = Source(model, data, lengths, sample_weights, labels)
     run = _Run(model, source, num_iterations, tolerance, priors, variance_floor, frozen, callbacks, progress)
-    is_together = method in ("em", "viterbi") and num_restarts > 1 and run.can_go_together()
-    groups = [num_restarts] if is_together else [1] * num_restarts
+    size = run.restarts_at_once() if method in ("em", "viterbi") else 1
+    groups = [min(size, num_restarts - start) for start in range(0, num_restarts, size)]
     best: tuple[Trained, dict[str, Any]] | None = None
     ends: list[float] = []
     for count in groups:
@@ -140,11 +150,11 @@ def fit(
     if num_restarts > 1:
         model.load_state_dict(best[1])
     history, stopped, dead = best[0].history, best[0].stopped, best[0].dead_states
-    report = FitReport(history, stopped, time.perf_counter() - started, dead, ends)
+    report = FitReport(history, stopped, time.perf_counter() - started, dead, ends, run.log_prior())
     if report.stopped == "num_iterations" and tolerance > 0 and num_iterations > 0:
         gain = report.history[-1] - report.history[-2]
         warnings.warn(
-            f"fit: not converged after {num_iterations} iterations, the last gained {gain:.3g} nats of "
+            f"fit: not converged after {num_iterations} iterations, the last changed {gain:+.3g} nats of "
             f"{report.history[-1]:.6g}; raise num_iterations, or the tolerance of {tolerance:g}",
             NotConverged,
             stacklevel=3,
@@ -188,22 +198,38 @@ class _Run:
         callbacks: Sequence[Callback],
         progress: bool,
     ) -> None:
+        known = tuple(model._parametrized())
+        if isinstance(frozen, str) or not set(frozen) <= set(known):
+            raise ValueError(f"frozen: expected some of {', '.join(map(repr, known))}, got {frozen!r}")
+        if priors is not None:
+            learning.need_concentrations(priors, model.num_states)
         self._model, self._source = model, source
         self._num_iterations, self._tolerance = num_iterations, tolerance
         self._priors, self._callbacks = priors, callbacks
         self._frozen = {*frozen, *(() if model.learnable else ("log_initial", "log_transition"))}
         if variance_floor is None:
             variance_floor = source.least_variances()
+        elif not isinstance(variance_floor, int | float):
+            variance_floor = torch.as_tensor(variance_floor, dtype=torch.float64)
+        need_at_least("variance_floor", variance_floor, 0.0)
         self._family = model._family(variance_floor, None if priors is None else priors.emission)
         self._fixed = model._fixed(self._frozen)
         self._bar = _bar(num_iterations) if progress else None
 
-    def can_go_together(self) -> bool:
-        """Whether restarts are one batch: every state has parameters of its own, and nothing looks at each step."""
+    def restarts_at_once(self) -> int:
+        """How many go together: as many as share the cost of calls and do not outgrow caches.
+
+        More than one only where every state has parameters of its own, and nothing looks at each step.
+        """
         is_watched = bool(self._callbacks) or self._bar is not None
         has_own = self._model.emission.are_laws_apart and self._model.tied_states is None
         has_prior = self._priors is not None and self._priors.emission is not None
-        return has_own and not is_watched and not has_prior and (self._fixed is None or self._fixed.emission is None)
+        has_fixed = self._fixed is not None and self._fixed.emission is not None
+        frames = self._source.num_frames()
+        if not has_own or is_watched or has_prior or has_fixed or frames is None:
+            return 1
+        on_host = self._model.initial_distribution.logits.device.type == "cpu"
+        return max(1, (AT_ONCE if on_host else LARGEST_BATCH) // (frames * self._model.num_states))
 
     @torch.no_grad()
     def by_em(self, method: str, starts: list[HMMParameters]) -> list[Trained]:
@@ -280,6 +306,8 @@ class _Run:
         named = self._model._parametrized()
         held = {id(named[name].free) for name in self._frozen}
         weights = [p for p in self._model.parameters() if p.requires_grad and id(p) not in held]
+        if not weights:
+            raise ValueError("method: expected something to learn, everything is frozen or not learnable")
         optimiser = torch.optim.Adam(weights, lr=rate)
         shares = sum(1 for _ in self._source) * num_processes()
         history: list[float] = []
@@ -320,6 +348,8 @@ class _Run:
         parameters = self._parameters()
         statistics = self._statistics(parameters, "em")
         history.append(self._objective(statistics.log_likelihood, parameters))
+        if stopped == "num_iterations" and self._has_converged(history) and history[-1] >= history[-2]:
+            stopped = "converged"
         dead = [int(k) for k in (self._occupied(statistics)[0] < LEAST_FRAMES).nonzero()[:, 0]]
         return Trained(history, stopped, dead, None)
 
@@ -364,7 +394,11 @@ class _Run:
             one = self._of_batch(batch, parameters, method)
             found = one if found is None else learning.add(found, one)
         assert found is not None
-        return self._of_all(found)
+        found = self._of_all(found)
+        frames = getattr(found.emission, "counts", None)
+        if frames is not None and not frames.sum() > 0:
+            raise ValueError("data: expected frames to learn from, none is observed (or all are only conditioned upon)")
+        return found
 
     def _of_batch(self, batch: Batch, parameters: HMMParameters, method: str) -> Statistics:
         model = self._model
@@ -419,6 +453,11 @@ class _Run:
         model = self._model
         live = HMMParameters(model.log_initial, model.log_transition, model.emission.values())
         return learning.log_prior(live, self._family, self._priors)
+
+    @torch.no_grad()
+    def log_prior(self) -> float:
+        """log density of the model's parameters before any data, up to a constant."""
+        return float(learning.log_prior(self._parameters(), self._family, self._priors))
 
     def close(self) -> None:
         """End the progress bar."""

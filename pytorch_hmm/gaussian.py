@@ -7,12 +7,29 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from hmm_functional.emissions import Gaussian, GaussianParameters
+from hmm_functional.emissions import Gaussian, GaussianParameters, GaussianPrior
 
 from .emission import FeatureEmission, normal_log_tails, of_emission, parameter
 from .initialize import moments
 from .parametrize import Covariance, CovarianceType, Numbers, Parametrized
 from .trainable import EmissionHMM, EmissionOptions, num_laws
+
+
+def need_gaussian_prior(prior: Any, obs_dim: int, covariance_type: str) -> None:
+    """Raise where what was given is no `GaussianPrior` of features like these."""
+    if prior is None:
+        return
+    if not isinstance(prior, GaussianPrior):
+        raise TypeError(f"priors.emission: expected a GaussianPrior, got {type(prior).__name__}")
+    is_matrix = covariance_type in ("full", "tied")
+    shape, mean = tuple(getattr(prior.scale, "shape", ())), tuple(getattr(prior.mean, "shape", ()))
+    wanted: tuple[Any, ...] = ((), (obs_dim, obs_dim)) if is_matrix else ((), (obs_dim,))
+    if covariance_type == "spherical":
+        wanted = ((),)
+    if shape not in wanted or (is_matrix and shape == () and float(prior.scale) != 0):
+        raise ValueError(f"priors.emission.scale: expected shape {wanted[-1]} for {covariance_type!r}, got {shape}")
+    if mean and mean[-1] != obs_dim:
+        raise ValueError(f"priors.emission.mean: expected shape (D,) = ({obs_dim},) or a row a Gaussian, got {mean}")
 
 
 class BaseGaussianEmission(FeatureEmission):
@@ -102,9 +119,10 @@ class GaussianEmission(BaseGaussianEmission):
     ) -> None:
         super().__init__((num_laws,), obs_dim, covariance_type, means, covariances)
 
-    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Gaussian:
+    def family(self, variance_floor: Any = 0.0, prior: Any = None, missing: str = "propagate") -> Gaussian:
         """The Gaussian family; `prior` is a `GaussianPrior`."""
-        return Gaussian(self.covariance_type, variance_floor, prior, missing=self._missing)
+        need_gaussian_prior(prior, self.obs_dim, self.covariance_type)
+        return Gaussian(self.covariance_type, variance_floor, prior, missing=missing)
 
     def values(self) -> GaussianParameters:
         """Means and covariances."""

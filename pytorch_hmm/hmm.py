@@ -133,6 +133,24 @@ class BaseHMM(AssignableModule, ABC):
         known[name].fix(name, is_fixed)
         return self
 
+    @property
+    def initial(self) -> Tensor:
+        """p(z_0), (K,), probabilities; assignable."""
+        return self.log_initial.exp()
+
+    @initial.setter
+    def initial(self, value: Any) -> None:
+        self.log_initial = log_of("initial", value, (self.num_states,), "(K,)")
+
+    @property
+    def transition(self) -> Tensor:
+        """p(z_{t+1} given z_t), (K, K), probabilities; assignable."""
+        return self.log_transition.exp()
+
+    @transition.setter
+    def transition(self, value: Any) -> None:
+        self.log_transition = log_of("transition", value, (self.num_states, self.num_states), "(K, K)")
+
     def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""
         return self._call(hf.log_likelihood, x, lengths)  # type: ignore[no-any-return]
@@ -238,12 +256,21 @@ class BaseHMM(AssignableModule, ABC):
             is_nan = x.isnan().reshape(*shape, -1)
             is_missing = is_nan.all(-1) if self._marginalizes else is_nan.any(-1)
             is_read = ~is_missing if is_read is None else is_read & ~is_missing
-        remedy = "pass lengths= if it is padding" + ("; missing='nan' makes NaN unobserved" * (self.missing == "raise"))
-        seen = x.nan_to_num(0.0, torch.inf, -torch.inf) if self._marginalizes else x
-        need_support(name, seen, rank, self._support, is_read, self._wanted, remedy)
+        can_miss = self.missing == "raise" and self._num_lags == 0
+        remedy = "pass lengths= if it is padding" + ("; missing='nan' makes NaN unobserved" * can_miss)
+        blank = torch.as_tensor(self._blank(), device=x.device).to(x.dtype)
+        self._check(name, torch.where(x.isnan(), blank, x) if self._marginalizes else x, is_read, remedy)
         if is_read is not None:
-            x = torch.where(is_read.reshape(*shape, *[1] * rank), x, 0)
+            x = torch.where(is_read.reshape(*shape, *[1] * rank), x, blank)
         return self._cast(x), lengths, is_missing
+
+    def _blank(self) -> Any:
+        """What stands for frames that are not read."""
+        return 0
+
+    def _check(self, name: str, x: Tensor, is_read: Tensor | None, remedy: str) -> None:
+        """Raise ValueError for observations that are none."""
+        need_support(name, x, len(self.frame_shape), self._support, is_read, self._wanted, remedy)
 
     def _cast(self, x: Tensor) -> Tensor:
         """Observations in the dtype that scores are computed in."""

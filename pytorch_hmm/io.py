@@ -16,7 +16,7 @@ from .emission import Emission
 if TYPE_CHECKING:
     from .hmm import BaseHMM
 
-FORMAT = "pytorch-hmm 1"
+FORMAT = "pytorch-hmm 2"
 
 
 def save(model: BaseHMM, path: str | os.PathLike[str]) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hmm_functional._check import need_count
-from hmm_functional.emissions import GaussianMixture, GaussianPrior, MixtureParameters
+from hmm_functional.emissions import GaussianMixture, MixtureParameters
 
-from ._check import log_of
+from ._check import log_of, prior_values
 from .emission import normal_log_tails, of_emission, parameter
-from .gaussian import BaseGaussianEmission
+from .gaussian import BaseGaussianEmission, need_gaussian_prior
 from .initialize import moments, split
 from .parametrize import CovarianceType, LogProbabilities, Parametrized
 from .trainable import EmissionHMM, EmissionOptions, num_laws
@@ -49,12 +49,17 @@ class MixtureGaussianEmission(BaseGaussianEmission):
         "log p(component given state), (K, M), nats; assignable, -inf becoming a structural zero.",
     )
 
-    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> GaussianMixture:
+    def family(self, variance_floor: Any = 0.0, prior: Any = None, missing: str = "propagate") -> GaussianMixture:
         """The family of mixtures; `prior` is a `GaussianPrior`, or that (or None) and concentrations of the weights."""
-        gaussian, concentration = prior if isinstance(prior, tuple) else (prior, 1.0)
-        if not isinstance(gaussian, GaussianPrior | None):
-            raise TypeError(f"priors.emission: expected a GaussianPrior for mixtures, got {type(gaussian).__name__}")
-        return GaussianMixture(self.covariance_type, variance_floor, gaussian, concentration, missing=self._missing)
+        pair = prior if isinstance(prior, (tuple, list)) else (prior, 1.0)
+        if len(pair) != 2:
+            raise ValueError(
+                f"priors.emission: expected (GaussianPrior or None, concentrations), got {len(pair)} parts"
+            )
+        gaussian, concentration = pair
+        need_gaussian_prior(gaussian, self.obs_dim, self.covariance_type)
+        concentration = prior_values("emission", concentration, (self.num_laws, self.num_mixtures))
+        return GaussianMixture(self.covariance_type, variance_floor, gaussian, concentration, missing=missing)
 
     def values(self) -> MixtureParameters:
         """log weights, means and covariances."""
@@ -140,6 +145,15 @@ class MixtureGaussianHMM(EmissionHMM):
             covariances=covariances,
         )
         super().__init__(num_states, emission, **options)
+
+    @property
+    def weights(self) -> Tensor:
+        """p(component given state), (K, M), probabilities; assignable."""
+        return self.log_weights.exp()  # type: ignore[no-any-return]
+
+    @weights.setter
+    def weights(self, value: Any) -> None:
+        self.log_weights = log_of("weights", value, tuple(self.log_weights.shape), "(K, M)")
 
     log_weights = of_emission("log_weights", "log p(component given state), (K, M), nats; assignable.")
     means = of_emission("means", "Means, (K, M, D), in the unit of the observations; assignable.")

@@ -110,7 +110,10 @@ class Parametrized(nn.Module, ABC):
         Raises:
             ValueError: no booleans of such a shape, or entries that cannot be fixed alone.
         """
-        mask = torch.as_tensor(is_fixed, device=self.free.device)
+        try:
+            mask = torch.as_tensor(is_fixed, device=self.free.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name}: expected booleans that broadcast to {self.words}, got {is_fixed!r}") from None
         try:
             mask = mask.expand(self.shape)
         except RuntimeError:
@@ -152,7 +155,10 @@ class Parametrized(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         held = state_dict.get(prefix + "fixed_values")
-        if (held is None) != (self.fixed_values is None):  # a buffer that is not always there
+        own = next(name for name, _ in self.named_parameters(recurse=False))
+        if prefix + own in state_dict and (held is None) != (
+            self.fixed_values is None
+        ):  # a buffer that is not always there
             self.fixed_values = None if held is None else held.to(self.free)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -290,8 +296,9 @@ class LogProbabilities(Parametrized):
         is_free = self.is_possible & held.isnan()
         has_any = is_free.any(-1, keepdim=True)
         shares = torch.where(is_free | ~has_any, logits, -torch.inf).log_softmax(-1)
-        taken = torch.where(held.isnan(), -torch.inf, held).exp().sum(-1, keepdim=True)
-        return torch.where(is_free, shares + (1.0 - taken).clamp_min(0.0).log(), -torch.inf)
+        exact = held if held.device.type == "mps" else held.double()
+        taken = torch.where(held.isnan(), -torch.inf, exact).exp().sum(-1, keepdim=True)
+        return torch.where(is_free, shares + (1.0 - taken).clamp_min(0.0).log().to(shares.dtype), -torch.inf)
 
     def _write(self, values: Tensor, name: str = "values") -> None:
         is_possible = values > -torch.inf

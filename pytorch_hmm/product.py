@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from hmm_functional.emissions import Product, ProductParameters
 
-from ._check import need_support
 from .emission import Emission
 from .parametrize import Parametrized, widened
 
@@ -39,10 +38,14 @@ class ProductEmission(Emission):
     can_marginalize = True
 
     def __init__(self, parts: Sequence[Emission]) -> None:
+        if not all(isinstance(part, Emission) for part in parts):
+            raise TypeError(f"parts: expected emissions, got {[type(part).__name__ for part in parts]}")
         if not parts or len({part.num_laws for part in parts}) != 1:
             raise ValueError(
                 f"parts: expected emissions of equally many laws, got {[part.num_laws for part in parts] or 'none'}"
             )
+        if len({id(part) for part in parts}) != len(parts):
+            raise ValueError("parts: expected emissions of their own, got one twice")
         if any(part.num_lags or len(part.frame_shape) > 1 for part in parts):
             raise ValueError("parts: expected emissions of single frames, without lags")
         self.widths = tuple(sum(part.frame_shape) for part in parts)
@@ -54,19 +57,19 @@ class ProductEmission(Emission):
         """Whether those of all parts have nothing in common."""
         return all(part.are_laws_apart for part in self._emissions)
 
-    def family(self, variance_floor: Any = 0.0, prior: Any = None) -> Product:
+    def family(self, variance_floor: Any = 0.0, prior: Any = None, missing: str = "propagate") -> Product:
         """The product of the parts' families; `prior` is None or a sequence of one (or None) for each part."""
         priors = [None] * len(self.parts) if prior is None else prior
-        if len(priors) != len(self.parts):
+        if not isinstance(priors, (tuple, list)) or len(priors) != len(self.parts):
             raise ValueError(f"priors.emission: expected one (or None) for each of {len(self.parts)} parts")
         floors: Sequence[Any] = [variance_floor] * len(self.parts)
         if getattr(variance_floor, "shape", ()):
             floors = torch.split(variance_floor, [max(width, 1) for width in self.widths])
         families = []
         for part, floor, own in zip(self._emissions, floors, priors, strict=True):
-            part.marginalizes = self.marginalizes and part.can_marginalize
-            families.append(part.family(floor, own))
-        return Product(tuple(families), self.widths, self._missing)
+            options = {"missing": missing} if part.can_marginalize else {}
+            families.append(part.family(floor, own, **options))
+        return Product(tuple(families), self.widths, missing)
 
     def values(self) -> ProductParameters:
         """The parts' parameters."""
@@ -91,29 +94,47 @@ class ProductEmission(Emission):
         found = tuple(part.fixed(names) for part, names in zip(self._emissions, named, strict=True))
         return None if all(mask is None for mask in found) else ProductParameters(found)
 
+    def blank(self) -> Tensor:
+        """What stands for frames that are not read, (D,)."""
+        each = zip(self._emissions, self.widths, strict=True)
+        return torch.cat([torch.as_tensor(part.blank()).expand(max(width, 1)) for part, width in each])
+
+    def check(self, name: str, x: Tensor, is_read: Tensor | None, remedy: str) -> None:
+        """Raise ValueError for values outside the support of their part, in frames that are read."""
+        start = 0
+        for i, (part, values) in enumerate(zip(self._emissions, self._split(x), strict=True)):
+            where = f"{name}[..., {start}:{start + max(self.widths[i], 1)}]"
+            part.check(where, values, is_read, f"it is part {i} of the emission; {remedy}")
+            start += max(self.widths[i], 1)
+
     def cast(self, x: Tensor, has_nan: bool = False) -> Tensor:
-        """Observations in float32 or wider, each part's features checked."""
+        """Observations in float32 or wider."""
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating-point observations, got {x.dtype}; convert with x.float()")
-        seen = x.nan_to_num(0.0, torch.inf, -torch.inf) if self.marginalizes else x
+        seen = torch.where(x.isnan(), self.blank().to(x), x) if has_nan else x
         for part, values in zip(self._emissions, self._split(seen), strict=True):
-            need_support(
-                "x", values, len(part.frame_shape), part.support, None, part.wanted, "see the emission's parts"
-            )
             part.cast(values, True)
         return widened(x)
 
     def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
         """log P(X <= x) and log P(X > x) of each feature under each law, (..., T, K, D)."""
-        each = zip(self._emissions, self._split(x), strict=True)
-        below, above = zip(*(part.log_tails(values, is_strict) for part, values in each), strict=True)
+        found = []
+        for part, given in zip(self._emissions, self._split(x), strict=True):
+            is_nan = given.isnan()
+            tails = part.log_tails(
+                part.cast(torch.where(is_nan, torch.as_tensor(part.blank()).to(x), given), True), is_strict
+            )
+            is_nan = is_nan[..., None] if not part.frame_shape else is_nan
+            found.append([tail.masked_fill(is_nan[..., None, :], torch.nan) for tail in tails])
+        below, above = zip(*found, strict=True)
         return torch.cat(below, -1), torch.cat(above, -1)
 
     def label(self, frames: Tensor, num_states: int, rng: torch.Generator) -> Tensor:
         """By the part with most features."""
         parts = self._split(frames)
         widest = max(range(len(parts)), key=lambda i: self.widths[i])
-        return self._emissions[widest].label(parts[widest], num_states, rng)
+        part = self._emissions[widest]
+        return part.label(part.cast(parts[widest], True), num_states, rng)
 
     def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
         """Observations (..., D) drawn given the laws (...)."""
@@ -123,7 +144,7 @@ class ProductEmission(Emission):
     def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
         """Each part from its own features."""
         for part, values in zip(self._emissions, self._split(frames), strict=True):
-            part.initialize(values, laws, rng)
+            part.initialize(part.cast(values, True), laws, rng)
 
     def arguments(self) -> dict[str, Any]:
         """What the constructor takes to make a module of the same shape, for JSON."""
@@ -134,8 +155,6 @@ class ProductEmission(Emission):
         return list(self.parts)  # type: ignore[arg-type]
 
     def _split(self, x: Tensor) -> list[Tensor]:
-        """Each part's features (..., D), symbols as integers (...)."""
+        """Each part's features (..., D), or (...) of those that take one number."""
         groups = torch.split(x, [max(width, 1) for width in self.widths], -1)
-        return [
-            values[..., 0].long() if width == 0 else values for values, width in zip(groups, self.widths, strict=True)
-        ]
+        return [values[..., 0] if width == 0 else values for values, width in zip(groups, self.widths, strict=True)]

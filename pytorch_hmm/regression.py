@@ -37,6 +37,7 @@ class LinearRegressionEmission(Emission):
         self.input_dim = need_count("input_dim", input_dim, 0)
         super().__init__(num_laws, (obs_dim + input_dim,))
         self.num_lags = need_count("num_lags", num_lags, 0)
+        self.num_regressors = num_lags * obs_dim + input_dim
         self.history = LinearRegression(history=history).history
         shape = (num_laws, obs_dim, num_lags * obs_dim + input_dim)
         self.slope = Numbers(torch.zeros(shape), "(K, D, P)")
@@ -76,12 +77,14 @@ class LinearRegressionEmission(Emission):
         return {"weights": self.slope, "biases": self.intercept, "covariances": self.covariance}
 
     def log_tails(self, x: Tensor, is_strict: bool = False) -> tuple[Tensor, Tensor]:
-        """log P(X <= x) and log P(X > x) of each feature given its regressors; inputs have no law, and NaN."""
+        """log P(X <= x) and log P(X > x) of each feature given its regressors, (..., T, K, D); NaN where only given."""
         joint = self.context(x)
         means = torch.einsum("...p,kdp->...kd", joint[..., self.obs_dim :], self.weights) + self.biases
         gaps = (joint[..., None, : self.obs_dim] - means) / self.covariance.deviations()
-        blank = gaps.new_full((*gaps.shape[:-1], self.input_dim), torch.nan)
-        return normal_log_tails(torch.cat([gaps, blank], -1))
+        if self.history == "condition":
+            is_given = torch.arange(gaps.shape[-3], device=gaps.device) < self.num_lags
+            gaps = gaps.masked_fill(is_given[:, None, None], torch.nan)
+        return normal_log_tails(gaps)
 
     def context(self, x: Tensor) -> Tensor:
         """Each frame beside its regressors, (..., T, D + P)."""

@@ -16,7 +16,10 @@ from .trainable import TrainableHMM
 
 
 class PseudoResiduals(NamedTuple):
-    """Of each feature of each frame, (..., T, D), or (..., T) of symbols; NaN in padding and where not observed."""
+    """Of each feature of each frame, (..., T, D), or (..., T) of symbols; NaN in padding and where not observed.
+
+    Of regressions D are the features that have a law, without the inputs.
+    """
 
     lower: Tensor
     """Where the probability of a smaller observation lies on the standard normal scale."""
@@ -26,9 +29,11 @@ class PseudoResiduals(NamedTuple):
     @property
     def values(self) -> Tensor:
         """Middles, on the scale of probabilities: standard normal under the model, as near as whole numbers can be."""
-        middle = 0.5 * (torch.special.ndtr(self.lower) + torch.special.ndtr(self.upper))
-        # in the tails 1 - p is 1, and the residual itself is what is known
-        return torch.where(self.lower == self.upper, self.lower, torch.special.ndtri(middle))
+        # on the side of the smaller tail, which holds its digits
+        sign = torch.where(self.lower + self.upper > 0, -1.0, 1.0)
+        logs = [torch.special.log_ndtr(sign * x) for x in (self.lower, self.upper)]
+        middle = sign * _quantile(torch.logaddexp(*logs) - log(2.0))
+        return torch.where(self.lower == self.upper, self.lower, middle)
 
 
 @torch.no_grad()
@@ -43,7 +48,8 @@ def pseudo_residuals(
         kind: "ordinary" gives each frame given all others, which finds outliers; "forecast" given those before it.
 
     Raises:
-        ValueError: an unknown kind. NotImplementedError: emissions without distribution functions.
+        ValueError: an unknown kind. NotImplementedError: emissions without distribution functions, and "ordinary"
+        residuals of emissions with lags, whose frames enter the densities of later ones.
 
     Cost: O(B T K (K + D)).
 
@@ -57,6 +63,8 @@ def pseudo_residuals(
     """
     if kind not in ("ordinary", "forecast"):
         raise ValueError(f"kind: expected 'ordinary' or 'forecast', got {kind!r}")
+    if kind == "ordinary" and model.emission.num_lags:
+        raise NotImplementedError("kind: 'ordinary' residuals of emissions with lags are not known; take 'forecast'")
     with full_precision(model.log_initial):
         x, lengths, is_missing = model._prepare(x, lengths)
         emission = model._emission_log_prob(x)
@@ -84,20 +92,21 @@ def pseudo_residuals(
             weights = weights.where((torch.arange(weights.shape[-2], device=x.device) < ends)[..., None], torch.nan)
         if is_missing is not None:
             weights = weights.where(~is_missing[..., None], torch.nan)
-        if model.laws is not None:
+        if (laws := model.laws) is not None:
             pooled = weights.new_zeros(*weights.shape[:-1], model.emission.num_laws)
-            weights = pooled.index_add_(-1, model.laws, weights)
+            weights = pooled.index_add_(-1, laws, weights)
         log_weights = weights.log()[..., None]
         lower, upper = (_quantiles(model.emission, x, log_weights, is_strict) for is_strict in (True, False))
-    shape = (*emission.shape[:-1], *model.frame_shape)
-    return PseudoResiduals(lower.reshape(shape), upper.reshape(shape))
+    if not model.frame_shape:
+        lower, upper = lower[..., 0], upper[..., 0]
+    return PseudoResiduals(lower, upper)
 
 
 def _quantiles(emission: Emission, x: Tensor, log_weights: Tensor, is_strict: bool) -> Tensor:
     """Of observations under the mixture of laws that log_weights (..., T, K, 1) make, (..., T, D)."""
     below, above = (torch.logsumexp(tail.double() + log_weights, -2) for tail in emission.log_tails(x, is_strict))
     # each half of the line from its own tail, which holds its digits
-    return torch.where(below < above, _quantile(below), -_quantile(above))
+    return torch.where(below < above, _quantile(below), -_quantile(above)).where(~below.isnan(), torch.nan)
 
 
 def _quantile(log_p: Tensor) -> Tensor:

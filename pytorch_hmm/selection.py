@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,8 @@ class _Reader(nn.Module):
         if not name:
             total: Tensor = self.model(*arguments).sum()
             return total
-        value = cast(Tensor, getattr(self.model, name))
-        return value.exp() if name.startswith("log_") else value
+        value = self.model._parametrized()[name].forward()
+        return value.exp() if name.split(".")[-1].startswith("log_") else value
 
 
 def standard_errors(model: EmissionHMM, x: Tensor, lengths: Any = None) -> dict[str, Tensor]:
@@ -194,5 +194,5 @@ def standard_errors(model: EmissionHMM, x: Tensor, lengths: Any = None) -> dict[
     for name in model._parametrized():
         jacobian = torch.func.jacrev(lambda flat, n=name: read(flat, n))(point)
         variances = ((jacobian @ inverse) * jacobian).sum(-1)
-        found[name.removeprefix("log_")] = variances.clamp_min(0.0).sqrt()
+        found[name.replace("log_", "")] = variances.clamp_min(0.0).sqrt()
     return found

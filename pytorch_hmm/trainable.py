@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from inspect import signature
 from typing import Any, Self, Unpack
 
 import torch
@@ -13,7 +14,7 @@ from hmm_functional._check import need_count
 from hmm_functional.emissions import TiedStates
 from hmm_functional.learning import HMMParameters, Priors
 
-from .data import Source
+from .data import Source, checked_labels
 from .emission import Emission
 from .fit import Callback, FitReport, Init, Method, Online, fit
 from .hmm import BaseHMM, ChainOptions
@@ -42,7 +43,7 @@ class TrainableHMM(BaseHMM):
     """
 
     _online: Online | None = None
-    laws: Tensor | None
+    emission: Emission
 
     def __init__(
         self,
@@ -57,15 +58,35 @@ class TrainableHMM(BaseHMM):
         if emission.num_laws != count:
             raise ValueError(f"emission: expected {count} laws, got {emission.num_laws}")
         self.tied_states = None if tied_states is None else tuple(int(k) for k in tied_states)
-        laws = None if self.tied_states is None else torch.tensor(self.tied_states)
-        self.register_buffer("laws", laws, persistent=False)
         self.emission = emission
-        self._support, self._wanted = emission.support, emission.wanted
         if emission.num_lags and self.missing == "nan":
             raise ValueError("missing: expected 'raise' with lags: a frame's density needs those before it")
-        self._num_lags = emission.num_lags
-        self._marginalizes = emission.can_marginalize and self.missing == "nan"
-        emission.marginalizes = self._marginalizes
+
+    @property
+    def laws(self) -> Tensor | None:
+        """(K,): which law each state has; None where each has its own."""
+        if self.tied_states is None:
+            return None
+        return torch.tensor(self.tied_states, device=self.initial_distribution.logits.device)
+
+    @property
+    def _marginalizes(self) -> bool:  # type: ignore[override]
+        return self.emission.can_marginalize and self.missing == "nan"
+
+    @property
+    def _num_lags(self) -> int:  # type: ignore[override]
+        return self.emission.num_lags
+
+    def _blank(self) -> Any:
+        return self.emission.blank()
+
+    def _check(self, name: str, x: Tensor, is_read: Tensor | None, remedy: str) -> None:
+        self.emission.check(name, x, is_read, remedy)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What the emission's family takes besides."""
+        return {"missing": "marginalize"} if self._marginalizes else {}
 
     @torch.no_grad()
     def initialize_from_data(
@@ -112,13 +133,18 @@ class TrainableHMM(BaseHMM):
             is_read = is_read & ~is_missing
         if not is_read.any():
             raise ValueError("x: expected at least one observed frame, got none")
-        frames = _completed(self.emission.context(x)[is_read])
+        if labels is not None:
+            labels = checked_labels(labels, lengths, tuple(shape), self.num_states).where(is_read, -1)
+        frames = _completed(self.emission.context(x)[is_read], rng)
         is_allowed = self.transition_distribution.is_allowed
         if self.num_states > 1 and not is_allowed.tril(-1).any():
             states = uniform_segments(steps, ends, self.num_states)
         else:
             states = torch.zeros_like(steps)
-            states[is_read] = label(frames, self.num_states, rng)
+            if self.tied_states is None:
+                states[is_read] = label(frames, self.num_states, rng)
+            else:  # clusters are laws, whose frames go to their states by chance
+                states[is_read] = _one_of(self.tied_states, label(frames, self.emission.num_laws, rng), rng)
             if labels is not None:
                 states = _renamed(states, labels, self.num_states)
         if labels is not None:
@@ -278,7 +304,7 @@ class TrainableHMM(BaseHMM):
 
     def _family(self, variance_floor: Any = 0.0, prior: Any = None) -> Any:
         """The emission family that learning uses."""
-        family = self.emission.family(variance_floor, prior)
+        family = self.emission.family(variance_floor, prior, **self._options)
         return family if self.tied_states is None else TiedStates(family, self.tied_states)
 
     def _fixed(self, frozen: Collection[str]) -> HMMParameters | None:
@@ -288,20 +314,23 @@ class TrainableHMM(BaseHMM):
         return None if chain == [None, None] and emission is None else HMMParameters(chain[0], chain[1], emission)
 
     def _laws_of(self, states: Tensor) -> Tensor:
-        return states if self.laws is None else self.laws[states]
+        laws = self.laws
+        return states if laws is None else laws[states]
 
     def _parametrized(self) -> dict[str, Parametrized]:
         return {**super()._parametrized(), **self.emission.parametrized()}
 
     def _emission_log_prob(self, x: Tensor) -> Tensor:
-        found = self.emission.log_prob(x)
-        return found if self.laws is None else found[..., self.laws]
+        found = self.emission.log_prob(x, **self._options)
+        laws = self.laws
+        return found if laws is None else found[..., laws]
 
     def _cast(self, x: Tensor) -> Tensor:
         return self.emission.cast(x, self.missing == "nan")
 
     def _arguments(self) -> dict[str, Any]:
-        own = {"emission": self.emission} if type(self) in (TrainableHMM, EmissionHMM) else self.emission.arguments()
+        takes_emission = "emission" in signature(type(self).__init__).parameters
+        own = {"emission": self.emission} if takes_emission else self.emission.arguments()
         own.pop("num_laws", None)
         tied = {} if self.tied_states is None else {"tied_states": list(self.tied_states)}
         return {**super()._arguments(), **own, **tied}
@@ -360,19 +389,40 @@ def num_laws(num_states: int, tied_states: Sequence[int] | None) -> int:
     need_count("num_states", num_states, 1)
     if tied_states is None:
         return num_states
-    numbers = [int(k) for k in tied_states]
-    if len(numbers) != num_states or sorted(set(numbers)) != list(range(max(numbers, default=0) + 1)):
+    is_whole = all(not isinstance(k, str) and k == int(k) for k in tied_states)
+    numbers = [int(k) for k in tied_states] if is_whole else []
+    if len(numbers) != num_states or sorted(set(numbers)) != list(range(max(numbers) + 1)):
         raise ValueError(
             f"tied_states: expected {num_states} integers that leave none of 0, 1, ... out, got {list(tied_states)}"
         )
     return max(numbers) + 1
 
 
-def _completed(frames: Tensor) -> Tensor:
-    """Frames (N, ...) where means of the features stand for NaN."""
+def _completed(frames: Tensor, rng: torch.Generator) -> Tensor:
+    """Frames (N, ...) where numbers of the same feature, drawn from those that were observed, stand for NaN."""
     if not frames.is_floating_point() or not frames.isnan().any():
         return frames
-    return torch.where(frames.isnan(), frames.nanmean(0).nan_to_num(0.0), frames)
+    found = frames.clone()
+    for d in range(frames.shape[-1]):
+        column = frames[:, d]
+        is_nan = column.isnan()
+        if is_nan.all():
+            raise ValueError(f"x: expected every feature to be observed somewhere, feature {d} never is")
+        seen = column[~is_nan]
+        drawn = torch.randint(len(seen), (int(is_nan.sum()),), generator=rng, device=rng.device)
+        found[is_nan, d] = seen[drawn.to(seen.device)]
+    return found
+
+
+def _one_of(tied_states: Sequence[int], laws: Tensor, rng: torch.Generator) -> Tensor:
+    """States drawn among those of each law (N,)."""
+    numbers = torch.tensor(tied_states)
+    members = [(numbers == law).nonzero()[:, 0] for law in range(max(tied_states) + 1)]
+    most = max(map(len, members))
+    table = torch.stack([one.repeat(most)[:most] for one in members]).to(laws.device)
+    counts = torch.tensor([len(one) for one in members]).to(laws.device)
+    luck = torch.rand(len(laws), generator=rng, device=rng.device).to(laws.device)
+    return table[laws, (luck * counts[laws]).long()]
 
 
 def _renamed(states: Tensor, labels: Tensor, num_states: int) -> Tensor:

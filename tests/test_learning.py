@@ -726,7 +726,7 @@ def test_gradient_training_under_distributed_data_parallel(tmp_path, kind):
         ({"labels": [torch.zeros(3)]}, "labels: expected one tensor of states for each sequence"),
         ({"frozen": ["mean"]}, "frozen: expected some of 'log_initial'"),
         ({"sample_weights": [0.0, 0.0, 0.0]}, "expected one above 0"),
-        ({"priors": Priors(transition=0.5)}, "priors.transition: expected concentrations of at least 1"),
+        ({"priors": Priors(transition=0.5)}, "priors.transition: expected numbers of at least 1"),
         ({"priors": Priors(initial=torch.ones(2))}, r"priors.initial: expected a number or shape \(3,\), got \(2,\)"),
         ({"lengths": [1, 2, 3]}, "lengths: expected None with a list"),
     ],

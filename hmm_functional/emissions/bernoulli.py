@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..backend import Array, backend_of
-from .constraints import held
+from .constraints import held, need_at_least
 from .moments import is_seen
 from .poisson import beside, weighted_sums
 
@@ -64,6 +64,10 @@ class Bernoulli:
 
     ones: Any = 1.0
     zeros: Any = 1.0
+
+    def __post_init__(self) -> None:
+        need_at_least("ones", self.ones, 1.0)
+        need_at_least("zeros", self.zeros, 1.0)
 
     def log_prob(self, observations: Array, parameters: BernoulliParameters) -> Array:
         """(..., T, K)."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_integers, need_range
 from ..backend import Array, Backend, backend_of
-from .constraints import is_any
+from .constraints import is_any, need_at_least
 from .density import WORKSPACE
 from .moments import is_seen, wide
 
@@ -74,6 +74,9 @@ class Categorical:
     """
 
     concentration: Any = 1.0
+
+    def __post_init__(self) -> None:
+        need_at_least("concentration", self.concentration, 1.0)
 
     def log_prob(self, observations: Array, parameters: CategoricalParameters) -> Array:
         """(..., T, K)."""

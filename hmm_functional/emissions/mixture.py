@@ -10,6 +10,7 @@ from .._check import need_shape
 from ..backend import Array, Backend, backend_of
 from ..numerics import logsumexp, softmax
 from .categorical import dirichlet_log_density, maximize_probabilities
+from .constraints import need_at_least
 from .density import (
     WORKSPACE,
     Density,
@@ -136,6 +137,9 @@ class GaussianMixture(GaussianFamily):
     prior: GaussianPrior | None = None
     concentration: Any = 1.0
     missing: str = field(default="propagate", kw_only=True)
+
+    def __post_init__(self) -> None:
+        need_at_least("concentration", self.concentration, 1.0)
 
     def log_prob(self, observations: Array, parameters: MixtureParameters) -> Array:
         """(..., T, K)."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from math import inf
 from typing import Any, NamedTuple, TypeVar
 
-from ..backend import Array, Backend, backend_of
-from .constraints import held, is_any
+from ..backend import Array, Backend, backend_of, find_backend
+from .constraints import held, is_any, need_at_least, need_whole
 from .density import WORKSPACE
 
 Parameters = TypeVar("Parameters")
@@ -46,6 +47,12 @@ class GaussianPrior:
     scale: Any = 0.0
     degrees: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("mean_weight", "scale", "degrees"):
+            if name != "scale" or not is_matrix(self.scale):
+                need_at_least(name, getattr(self, name), 0.0)
+        need_at_least("mean", self.mean, -inf)
+
     def log_density(self, means: Array, covariances: Array, covariance_type: str) -> Any:
         """log density of these parameters, up to a constant."""
         backend = backend_of(means=means, covariances=covariances)
@@ -81,6 +88,22 @@ class GaussianPrior:
         if not self.degrees:
             return 0.0
         return self.degrees + (dim + 1 if covariance_type in ("full", "tied") else 2)
+
+
+def is_matrix(scale: Any) -> bool:
+    """Whether a prior's scale is a matrix; ValueError where it is one that is not symmetric and semi-definite."""
+    backend = find_backend(scale)
+    if backend is None or scale.ndim < 2:
+        return False
+    if not backend.is_traced(scale):
+        xp = backend.xp
+        top = xp.max(xp.abs(scale))
+        is_symmetric = scale.shape[-1] == scale.shape[-2] and bool(
+            xp.max(xp.abs(scale - xp.matrix_transpose(scale))) <= 1e-6 * top
+        )
+        if not is_symmetric or bool(xp.min(xp.linalg.eigvalsh(scale)) < -1e-6 * top):
+            raise ValueError("scale: expected a symmetric, positive semi-definite matrix")
+    return True
 
 
 def centre_of(backend: Backend, means: Array) -> Array:
@@ -170,6 +193,8 @@ def maximize_gaussians(
     """
     backend = backend_of(means=means, covariances=covariances)
     xp = backend.xp
+    if covariance_type in ("full", "tied"):
+        need_whole(backend, "fixed.covariances", fixed[1])
     prior = GaussianPrior() if prior is None else prior
     dtype, (count, dim) = means.dtype, means.shape
     centre = wide(backend, centre_of(backend, means))
@@ -225,7 +250,8 @@ def _held_means(
     share = wide(backend, xp.astype(xp.broadcast_to(is_fixed, means.shape), means.dtype))
     matrices = wide(backend, xp.broadcast_to(xp.reshape(covariances, (-1, dim, dim)), (count, dim, dim)))
     among = matrices * share[:, :, None] * share[:, None, :]
-    among = among + (1.0 - share)[:, None, :] * xp.eye(dim, dtype=share.dtype)  # the others are cut off
+    each = backend.arange(dim, like=share)
+    among = among + xp.where(each[:, None] == each, (1.0 - share)[:, None, :], 0.0)  # the others are cut off
     pulled = xp.linalg.solve(among, (share * (old - offset))[..., None])
     return offset + (matrices @ (share[..., None] * pulled))[..., 0]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_shape
 from ..backend import Array, Backend, backend_of
-from .constraints import held
+from .constraints import held, need_at_least
 from .moments import is_seen, wide
 
 
@@ -71,6 +71,10 @@ class Poisson:
 
     shape: Any = 1.0
     rate: Any = 0.0
+
+    def __post_init__(self) -> None:
+        need_at_least("shape", self.shape, 1.0)
+        need_at_least("rate", self.rate, 0.0)
 
     def log_prob(self, observations: Array, parameters: PoissonParameters) -> Array:
         """(..., T, K)."""

@@ -52,6 +52,8 @@ class Product:
             raise ValueError(
                 f"widths: expected one for each of at least one family, got {self.widths} for {len(self.families)}"
             )
+        if any(getattr(family, "num_lags", 0) for family in self.families):
+            raise ValueError("families: expected densities of single frames, got one with lags")
 
     def log_prob(self, observations: Array, parameters: ProductParameters) -> Array:
         """(..., T, K): the sum of the families' log-densities."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .._check import broadcast_batch, need_count, need_shape
 from ..backend import Array, Backend, backend_of
-from .constraints import held
+from .constraints import held, need_whole
 from .density import WORKSPACE, in_one_dtype, log_prob_of_gaps, need_covariances, over_frames, spread_of
 from .moments import GaussianFamily, GaussianStatistics, is_seen, maximize_gaussians, wide
 
@@ -424,10 +424,7 @@ def _fixed(
             raise ValueError(f"fixed.{name}: expected shape {tuple(x.shape)}, got {tuple(mask.shape)}")
         mask = xp.broadcast_to(mask, x.shape)
         if name == "covariances" and covariance_type in ("full", "tied"):
-            whole = xp.broadcast_to(xp.any(xp.any(mask, axis=-1, keepdims=True), axis=-2, keepdims=True), x.shape)
-            if not backend.is_traced(mask) and bool(xp.any(whole != mask)):
-                raise ValueError(f"fixed.{name}: expected matrices that are fixed as a whole or not, got one in part")
-            mask = whole
+            need_whole(backend, f"fixed.{name}", mask)
         if not backend.is_traced(mask):
             mask = True if bool(xp.all(mask)) else mask if bool(xp.any(mask)) else False
         found.append(mask)

@@ -11,7 +11,7 @@ from ..discrete import BernoulliHMM, CategoricalHMM, PoissonHMM
 from ..gaussian import GaussianHMM
 from ..mixture import MixtureGaussianHMM
 from ..trainable import EmissionHMM
-from .values import filled, logs, read, symmetric, written
+from .values import filled, logs, read, symmetric, untied, written
 
 # dynamax keeps matrices as covariances and all else as standard deviations: by the name of the field, its axes in a
 # model of one Gaussian a state, and the form here
@@ -100,6 +100,7 @@ def to_dynamax(model: EmissionHMM) -> tuple[Any, Any]:
     from dynamax.hidden_markov_model.models.initial import ParamsStandardHMMInitialState
     from dynamax.hidden_markov_model.models.transitions import ParamsStandardHMMTransitions
 
+    model = untied(model)
     sizes: tuple[int, ...]
     if isinstance(model, GaussianHMM | MixtureGaussianHMM):
         is_mixture, form = isinstance(model, MixtureGaussianHMM), model.covariance_type

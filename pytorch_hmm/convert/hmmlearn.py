@@ -10,7 +10,7 @@ from ..discrete import CategoricalHMM, PoissonHMM
 from ..gaussian import GaussianHMM
 from ..mixture import MixtureGaussianHMM
 from ..trainable import EmissionHMM
-from .values import filled, logs, written
+from .values import filled, logs, untied, written
 
 
 def from_hmmlearn(model: Any) -> EmissionHMM:
@@ -63,6 +63,7 @@ def to_hmmlearn(model: EmissionHMM) -> Any:
     """
     from hmmlearn import hmm
 
+    model = untied(model)
     size = model.num_states
     found: Any
     if isinstance(model, GaussianHMM | MixtureGaussianHMM):

@@ -12,7 +12,7 @@ from ..discrete import BernoulliHMM, CategoricalHMM, PoissonHMM
 from ..gaussian import GaussianHMM
 from ..mixture import MixtureGaussianHMM
 from ..trainable import EmissionHMM
-from .values import filled, is_alike, is_one, logs, read, symmetric, written
+from .values import filled, is_alike, is_one, logs, read, symmetric, untied, written
 
 _STATES = ("Normal", "GeneralMixtureModel", "Categorical", "Poisson", "Bernoulli")
 _FORMS = {"full": "full", "diag": "diag", "spherical": "sphere"}
@@ -97,6 +97,7 @@ def to_pomegranate(model: EmissionHMM) -> Any:
         pairs = zip(torch.from_numpy(means), torch.from_numpy(covariances), strict=True)
         return [Normal(mean, covariance, _FORMS[form]) for mean, covariance in pairs]
 
+    model = untied(model)
     if isinstance(model, GaussianHMM | MixtureGaussianHMM):
         form, means, covariances = model.covariance_type, written(model.means), written(model.covariances)
         if form not in _FORMS:

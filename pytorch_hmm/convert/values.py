@@ -36,6 +36,19 @@ def written(x: Tensor) -> Any:
     return x.detach().double().cpu().numpy().copy()
 
 
+def untied(model: Model) -> Model:
+    """The model with a law for each state, where states share some."""
+    if model.tied_states is None:
+        return model
+    arguments = {name: value for name, value in model._arguments().items() if name != "tied_states"}
+    found = type(model)(**arguments).to(model.log_initial.dtype)
+    found.log_initial, found.log_transition = model.log_initial, model.log_transition
+    for name, one in model.emission.parametrized().items():
+        value = one.forward()
+        setattr(found, name, value[model.laws] if one.words.startswith("(K") else value)
+    return found
+
+
 def logs(name: str, probabilities: Any) -> Any:
     """Logs of probabilities, -inf those of zeros; whether they sum to one, the modules check.
 
