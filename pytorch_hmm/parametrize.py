@@ -124,9 +124,9 @@ class Parametrized(nn.Module, ABC):
                 f"{name}: expected booleans that broadcast to {self.words} = {self.shape}, got {mask.dtype} {given}"
             )
         self._need_fixable(name, mask)
-        values = self.forward()
-        self._write(self._nearest(values.double().cpu()))
-        self.fixed_values = values.where(mask, torch.nan) if mask.any() else None
+        values = self._exact()
+        self._write(self._nearest(values.cpu().double()))
+        self.fixed_values = values.to(self.forward().dtype).where(mask, torch.nan) if mask.any() else None
 
     def num_free(self) -> int:
         """Numbers that learning sets."""
@@ -136,6 +136,10 @@ class Parametrized(nn.Module, ABC):
     def _read(self) -> Tensor:
         """Values of the free parameter."""
         raise NotImplementedError
+
+    def _exact(self) -> Tensor:
+        """The values, in as many digits as can be had."""
+        return self.forward()
 
     @abstractmethod
     def _write(self, values: Tensor, name: str = "values") -> None:
@@ -289,7 +293,18 @@ class LogProbabilities(Parametrized):
         self.is_allowed.copy_(self.is_possible)
 
     def _read(self) -> Tensor:
-        logits = widened(self.logits)
+        return self._of(widened(self.logits))
+
+    def _exact(self) -> Tensor:
+        if self.logits.device.type == "mps":
+            return self.forward()
+        found = self._of(self.logits.double())  # a share of 1 - 1e-6 is not told from others in float32
+        return (
+            found if self.fixed_values is None else found.where(self.fixed_values.isnan(), self.fixed_values.double())
+        )
+
+    def _of(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of free logits."""
         if self.fixed_values is None:
             return torch.where(self.is_possible, logits, -torch.inf).log_softmax(-1)
         held = self.fixed_values.to(logits.dtype)
