@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from .arrays import filled, no_rule
 from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, batch_size, declare
+from .kernels import segments as compiled
 from .numerics import accurate_sum, centre, draw, logsumexp, multiply
 
 NUM_THETA = 5
@@ -61,6 +62,8 @@ class Passed:
     log_likelihood: Array
     """(B,), and the same on the scale of the messages."""
     scaled: Array
+    run: compiled.Run | None
+    """What compiled code goes on from; None where array code made the messages."""
 
 
 def sum_of(backend: Backend, x: Array, axis: int) -> Array:
@@ -73,13 +76,36 @@ def max_of(backend: Backend, x: Array, axis: int) -> Array:
     return backend.xp.max(x, axis=axis)
 
 
-def forward_pass(backend: Backend, theta: Theta, lengths: Array, reduce: Reduce = sum_of) -> Passed:
-    """The recursion over time, in O(T K (D + K))."""
+def forward_pass(
+    backend: Backend, theta: Theta, lengths: Array, reduce: Reduce = sum_of, kernel: str = "reference"
+) -> Passed:
+    """The recursion over time, in O(T K (D + K)); by compiled code, in float64, where the kernel allows."""
     xp = backend.xp
-    num_steps, num_states = theta.emission.shape[1:]
+    num_steps = theta.emission.shape[1]
     size, count = lengths.shape[0], theta.duration.shape[-1]
     is_valid = backend.arange(num_steps, like=theta.emission)[None, :] < lengths[:, None]
     emission, top = centre(backend, xp.where(is_valid[..., None], theta.emission, 0.0))
+    arrays = (theta.initial, theta.transition, theta.duration, emission)
+    dtype, run = emission.dtype, None
+    if not backend.records(arrays) and compiled.can_run(backend, kernel, arrays):
+        run = compiled.Run(*arrays, lengths, is_best=reduce is max_of)
+        begins, ends, scales = (backend.asarray(x, like=emission) for x in run.messages())
+        # what is left to do is little, and goes on in float64
+        theta = Theta(*(xp.astype(x, begins.dtype, copy=False) for x in theta))
+        emission = xp.astype(emission, begins.dtype, copy=False)
+    else:
+        begins, ends, scales = _messages(backend, theta, emission, size, reduce)
+    final = open_segments(backend, begins, emission, scales, lengths - 1, count) + xp.matrix_transpose(theta.tail)
+    scaled = reduce(backend, xp.reshape(final, (size, -1)), -1)
+    is_before = backend.arange(num_steps, like=emission)[None, :] < lengths[:, None] - 1
+    shift = accurate_sum(backend, xp.where(is_valid, top, 0.0) + xp.where(is_before, scales, 0.0))
+    value = xp.where(scaled == -inf, -inf, xp.astype(shift + scaled, dtype))
+    return Passed(begins, ends, scales, emission, final, value, scaled, run)
+
+
+def _messages(backend: Backend, theta: Theta, emission: Array, size: int, reduce: Reduce) -> tuple[Array, Array, Array]:
+    """Begins and ends (B, T, K), and what each step took out (B, T), by array code."""
+    xp, num_states, count = backend.xp, emission.shape[-1], theta.duration.shape[-1]
     begin = xp.broadcast_to(theta.initial, (size, num_states))
     open_ = backend.full((size, num_states, count), -inf, like=emission)
 
@@ -96,12 +122,7 @@ def forward_pass(backend: Backend, theta: Theta, lengths: Array, reduce: Reduce 
     start = (open_, begin, xp.zeros_like(begin[:, :1]))
     _, found = scan_in_chunks(backend, step, start, (xp.permute_dims(emission, (1, 0, 2)),), count)
     begins, ends, scales = (xp.moveaxis(x, 0, 1) for x in found)
-    final = open_segments(backend, begins, emission, scales, lengths - 1, count) + xp.matrix_transpose(theta.tail)
-    scaled = reduce(backend, xp.reshape(final, (size, -1)), -1)
-    is_before = backend.arange(num_steps, like=emission)[None, :] < lengths[:, None] - 1
-    shift = accurate_sum(backend, xp.where(is_valid, top, 0.0) + xp.where(is_before, scales, 0.0))
-    value = xp.where(scaled == -inf, -inf, xp.astype(shift + scaled, emission.dtype))
-    return Passed(begins, ends, scales, emission, final, value, scaled)
+    return begins, ends, scales
 
 
 def open_segments(
@@ -151,9 +172,13 @@ class Counts(NamedTuple):
     """(B, T, K): posteriors of the states."""
 
 
-def counts_of(backend: Backend, theta: Theta, lengths: Array) -> Counts:
+def counts_of(backend: Backend, theta: Theta, lengths: Array, kernel: str = "reference") -> Counts:
     """The derivative of the log-likelihoods: a pass forward, and one back that counts."""
-    xp, passed = backend.xp, forward_pass(backend, theta, lengths)
+    xp, passed = backend.xp, forward_pass(backend, theta, lengths, kernel=kernel)
+    if passed.run is not None:
+        known = backend.to_numpy(xp.where(passed.scaled == -inf, 0.0, passed.scaled))
+        found = (backend.asarray(x, like=theta.emission) for x in passed.run.counts(theta.tail, known))
+        return Counts(*(xp.astype(x, theta.emission.dtype, copy=False) for x in found))
     num_steps, num_states = theta.emission.shape[1:]
     size, count = lengths.shape[0], theta.duration.shape[-1]
     steps = backend.arange(num_steps, like=passed.emission)[None, :]
@@ -293,7 +318,7 @@ def _given(backend: Backend, arrays: Sequence[Array], lengths: Array) -> tuple[T
 
 
 def _likelihood(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
-    return (forward_pass(backend, *_given(backend, arrays, arrays[-1])).log_likelihood,)
+    return (forward_pass(backend, *_given(backend, arrays, arrays[-1]), kernel=encoded).log_likelihood,)
 
 
 def _likelihood_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -322,7 +347,8 @@ def _likelihood_vjp(
 
 def _statistics(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
     theta, lengths = _given(backend, arrays, arrays[-1])
-    return _weighted(backend, Theta(*arrays[:NUM_THETA]), arrays[NUM_THETA], counts_of(backend, theta, lengths))
+    counts = counts_of(backend, theta, lengths, encoded)
+    return _weighted(backend, Theta(*arrays[:NUM_THETA]), arrays[NUM_THETA], counts)
 
 
 def _weighted(backend: Backend, theta: Theta, scale: Array, counts: Counts) -> tuple[Array, ...]:
@@ -418,10 +444,10 @@ def _paths(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Arr
     xp, (theta, lengths) = backend.xp, _given(backend, arrays, arrays[NUM_THETA])
     if len(arrays) > NUM_THETA + 1:
         luck = xp.permute_dims(arrays[-1], (1, 2, 3, 0))
-        passed = forward_pass(backend, theta, lengths)
+        passed = forward_pass(backend, theta, lengths, kernel=encoded)
         found = trace_back(backend, theta, lengths, passed, chooser(backend), luck, luck.shape[2])
     else:
-        passed = forward_pass(backend, theta, lengths, max_of)
+        passed = forward_pass(backend, theta, lengths, max_of, encoded)
         found = trace_back(backend, theta, lengths, passed, first_best(backend), None, 1)
     return tuple(xp.astype(xp.permute_dims(x, (1, 0, 2)), backend.index_dtype()) for x in found)
 

@@ -51,7 +51,8 @@ def semi_markov_log_likelihood(
 
     Gradient: reverse and forward mode, second order; O(B T K + B D_max K D_max) memory.
 
-    Cost: O(B T K (D_max + K)) time; memory O(B K (T + D_max)). Nothing of size K^2 D_max or T D_max is made.
+    Cost: O(B T K (D_max + K)) time; memory O(B K (T + D_max)). Nothing of size K^2 D_max or T D_max is made. Compiled
+    code computes in float64; a sequence is one thread's.
 
     References: Yu 2010, section 2.2; Murphy 2002. Sums of emissions are added up from each segment's start, never
     differences of prefix sums, so that -inf and hugely negative scores are exact.

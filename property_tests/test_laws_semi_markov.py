@@ -64,17 +64,17 @@ def segments_of(states, is_start):
 
 
 @pytest.mark.parametrize("name", [n for n in LIBRARIES if n != "strict"])
-@given(data=st.data(), censored=st.booleans())
-def test_values_are_those_of_all_segmentations(name, data, censored):
+@given(data=st.data(), censored=st.booleans(), kernel=st.sampled_from(["auto", "reference"]))
+def test_values_are_those_of_all_segmentations(name, data, censored, kernel):
     library = LIBRARIES[name]
     problem = data.draw(problems_for(library))
     oracle = Segmentations(*problem, censored)
     given_ = [library.array(x) for x in problem]
-    found = hf.semi_markov_forward_backward(*given_, censored=censored)
+    found = hf.semi_markov_forward_backward(*given_, censored=censored, kernel=kernel)
     posteriors, durations, moves, ends = oracle.counts()
     scale = max(1.0, float(np.abs(problem.emission[np.isfinite(problem.emission)]).max(initial=1.0)))
     tolerance = {"rtol": 1e-12, "atol": 1e-12 * scale}
-    value = hf.semi_markov_log_likelihood(*given_, censored=censored)
+    value = hf.semi_markov_log_likelihood(*given_, censored=censored, kernel=kernel)
     for one in (found.log_likelihood, value):
         np.testing.assert_allclose(library.numpy(one), np.float64(oracle.log_likelihood), **tolerance)
     pairs = (
@@ -85,7 +85,7 @@ def test_values_are_those_of_all_segmentations(name, data, censored):
     )
     for one, other in pairs:
         np.testing.assert_allclose(one, other.astype(float), rtol=1e-10, atol=1e-11)
-    best = hf.semi_markov_viterbi(*given_, censored=censored)
+    best = hf.semi_markov_viterbi(*given_, censored=censored, kernel=kernel)
     top, paths = oracle.best()
     np.testing.assert_allclose(library.numpy(best.log_joint), np.float64(top), **tolerance)
     states, begins = library.numpy(best.states), library.numpy(best.is_start)
@@ -230,3 +230,31 @@ def test_hugely_negative_scores_lose_no_other_segmentation(name):
     for one, other in zip(*found, strict=True):
         one, other = library.numpy(one), library.numpy(other)
         np.testing.assert_allclose(np.exp(np.minimum(one, 50.0)), np.exp(np.minimum(other, 50.0)), rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(3, 40, 5, 7), (2, 30, 9, 50), (1, 300, 17, 20)])
+@pytest.mark.parametrize("censored", [True, False])
+def test_compiled_code_gives_what_array_code_gives(sizes, dtype, censored):
+    batch, num_steps, num_states, longest = sizes
+    rng = np.random.default_rng(0)
+    shapes = ((num_states,), (batch, 1, num_states, num_states), (batch, num_states, longest))
+    theta = [torch.from_numpy(logs(rng, *shape, zeros=0.1)).to(dtype) for shape in shapes]
+    x = torch.from_numpy(rng.normal(size=(batch, num_steps, num_states)) * 5).to(dtype)
+    lengths = [num_steps, *rng.integers(1, num_steps, size=batch - 1)]
+    options = {"lengths": lengths, "censored": censored}
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-3}
+    exact = hf.semi_markov_forward_backward(*(y.double() for y in (*theta, x)), **options, kernel="reference")
+    found = hf.semi_markov_forward_backward(*theta, x, **options, kernel="numba")
+    for name, one, other in zip(found._fields, found, exact, strict=True):
+        assert one.dtype == dtype
+        one = one.double()
+        if name == "log_posteriors":
+            one, other = one.exp(), other.exp()
+        torch.testing.assert_close(one, other, **tolerance)
+    best = [hf.semi_markov_viterbi(*theta, x, **options, kernel=kernel) for kernel in ("numba", "reference")]
+    assert torch.equal(best[0].states, best[1].states)
+    assert torch.equal(best[0].is_start, best[1].is_start)
+    leaf = x.clone().requires_grad_()
+    hf.semi_markov_log_likelihood(*theta, leaf, **options).sum().backward()
+    torch.testing.assert_close(leaf.grad.double(), exact.log_posteriors.exp(), **tolerance)

@@ -77,8 +77,19 @@ FRONT = 4
     INVERSE_SPREADS,  # (K M, D), one over the standard deviation
     CONSTANTS,  # (K M,), all of a score but the squares
     START,  # (B, K), cotangent of what the first step starts from
-) = range(67)
-NUM_FIELDS = 67
+    NUM_DURATIONS,
+    DURATIONS,  # float64* (D, K) of the segments' kernels, as TAILS; states padded to whole vectors
+    DURATIONS_BATCH,
+    TAILS,
+    TAILS_BATCH,
+    BEGINS,  # float64* (B, T, K)
+    ENDS,
+    AFTER,
+    POSTERIORS,
+    DURATION_COUNTS,  # float64* (B, D, K)
+    TAIL_COUNTS,
+) = range(78)
+NUM_FIELDS = 78
 
 
 def padded(count: int, lanes: int) -> int:

@@ -1,0 +1,109 @@
+"""The recursion over segments by compiled code, for arrays in the CPU's memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, Backend
+from . import compiled, layout, threads
+from .job import Job, execute
+from .memory import host, is_readable
+
+LANES = 8
+
+
+def can_run(backend: Backend, kernel: str, arrays: tuple[Array, ...]) -> bool:
+    """Whether compiled code serves these arrays under this choice of kernel."""
+    if kernel not in ("auto", "numba") or not compiled.is_available() or not all(0 not in x.shape for x in arrays):
+        return False
+    return backend.name in ("torch", "numpy") and not backend.is_traced(*arrays) and all(map(is_readable, arrays))
+
+
+class Run:
+    """One forward pass, and what goes back along it; states in whole vectors."""
+
+    def __init__(
+        self, initial: Array, transition: Array, duration: Array, emission: Array, lengths: Array, *, is_best: bool
+    ) -> None:
+        self.num_states = emission.shape[-1]
+        self.size, self.num_steps = emission.shape[:2]
+        self.count = duration.shape[-1]
+        self.width = layout.padded(self.num_states, LANES)
+        self.initial = self.padded(host(initial), -np.inf)
+        self.transition = self.padded(self.padded(host(transition), -np.inf, axis=1), -np.inf)
+        self.duration = self.laws(duration)
+        self.emission = self.padded(host(emission), 0.0)
+        self.lengths = np.ascontiguousarray(host(lengths), np.int64)
+        self.begins = self.full(self.num_steps, self.width, value=-np.inf)
+        self.ends, self.scales = np.full_like(self.begins, -np.inf), self.full(self.num_steps)
+        self.run(
+            "max" if is_best else "sum",
+            INITIAL=self.initial,
+            WEIGHTS=self.transition,
+            BEGINS=self.begins,
+            ENDS=self.ends,
+            SCALES=self.scales,
+        )
+
+    def messages(self) -> tuple[Any, Any, Any]:
+        """Begins and ends (B, T, K), and what each step took out (B, T); -inf and 0 past the lengths."""
+        return self.begins[..., : self.num_states], self.ends[..., : self.num_states], self.scales
+
+    def counts(self, tail: Array, known: Any) -> tuple[Any, ...]:
+        """Of each sequence: first segments (B, K), moves (B, K, K), durations, ends (B, K, D), posteriors (B, T, K)."""
+        moves, starts = self.full(self.width, self.width), self.full(self.width)
+        done, left = self.full(self.count, self.width), self.full(self.count, self.width)
+        posteriors = self.full(self.num_steps, self.width)
+        self.run(
+            "back",
+            TAILS=self.laws(tail),
+            WEIGHTS=np.ascontiguousarray(np.swapaxes(self.transition, -1, -2)),
+            BEGINS=self.begins,
+            ENDS=self.ends,
+            SCALES=self.scales,
+            SCORES=np.ascontiguousarray(known, np.float64),
+            AFTER=np.empty_like(posteriors),
+            START=starts,
+            POSTERIORS=posteriors,
+            COUNTS=moves,
+            DURATION_COUNTS=done,
+            TAIL_COUNTS=left,
+        )
+        k = self.num_states
+        turned = (np.swapaxes(x[..., :k], -1, -2) for x in (done, left))
+        return starts[:, :k], np.swapaxes(moves[:, :k, :k], -1, -2), *turned, posteriors[..., :k]
+
+    def laws(self, x: Array) -> Any:
+        """(B or 1, K, D) as (B or 1, D, K)."""
+        return self.padded(np.swapaxes(host(x), -1, -2), -np.inf)
+
+    def padded(self, x: Any, value: float, axis: int = -1) -> Any:
+        """float64, contiguous, with states up to whole vectors."""
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, self.width - self.num_states)
+        found = np.pad(np.asarray(x, np.float64), widths, constant_values=value)
+        return np.ascontiguousarray(found)
+
+    def full(self, *shape: int, value: float = 0.0) -> Any:
+        """A result of each sequence."""
+        return np.full((self.size, *shape), value)
+
+    def run(self, kind: str, **fields: Any) -> None:
+        """Run the kernel of this kind with these fields besides those of all."""
+        job = Job()
+        words = job.fields
+        words[layout.NUM_STEPS], words[layout.NUM_STATES] = self.num_steps, self.width
+        words[layout.NUM_DURATIONS] = self.count
+        for name, x in {"DURATIONS": self.duration, "EMISSION": self.emission, **fields}.items():
+            job.point(getattr(layout, name), x)
+            stride = getattr(layout, f"{name}_BATCH", None)
+            if stride is not None:
+                words[stride] = x[0].size if len(x) > 1 else 0
+        job.point(layout.LENGTHS, self.lengths)
+        job.count_tasks(self.size)
+        num_threads = min(threads.available(), self.size)
+        job.scratch((max(self.count, self.width) * LANES + LANES) * 8, num_threads)
+        job.entry = compiled.entry("segments", kind)
+        execute([job], num_threads)
