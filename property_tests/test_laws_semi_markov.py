@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hmm_functional as hf
@@ -142,6 +142,7 @@ def test_geometric_durations_are_a_chain(seed, num_states, num_steps):
         np.testing.assert_allclose(found.expected_transitions, counts, **tolerance)
 
 
+@settings(max_examples=10)  # numerical second derivatives take seconds
 @given(problems(sizes=(5, 2, 3), zeros=0.0), st.booleans(), st.booleans())
 def test_gradients_are_those_of_differences(problem, censored, is_ragged):
     emission = problem.emission / np.abs(problem.emission).max()
