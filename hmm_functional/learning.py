@@ -137,13 +137,21 @@ def expected_statistics(
     if models:
         observed = xp.moveaxis(observed, 0, -2)
         observed = xp.reshape(observed, (*observed.shape[:-2], -1))
-    # what is not read may be anything: what is no number is made one, the others may be what later frames look back at
     is_read = xp.sum(observed, axis=-1) > 0
+    if backend.is_traced(is_read) or not bool(xp.all(is_read)):
+        observations = _readable(xp, observations, is_read)
+    return Statistics(total, starts, counts, family.statistics(observations, observed, parameters.emission))
+
+
+def _readable(xp: Any, observations: Array, is_read: Array) -> Array:
+    """Observations of which what is not read may be anything: what is no number is made one.
+
+    The others stay, since later frames may look back at them.
+    """
     is_read = xp.reshape(is_read, (*is_read.shape, *[1] * (observations.ndim - is_read.ndim)))
     if xp.isdtype(observations.dtype, "real floating"):
         is_read = xp.logical_or(is_read, xp.isfinite(observations))
-    observations = xp.where(is_read, observations, xp.zeros_like(observations))
-    return Statistics(total, starts, counts, family.statistics(observations, observed, parameters.emission))
+    return xp.where(is_read, observations, xp.zeros_like(observations))
 
 
 def _pass(

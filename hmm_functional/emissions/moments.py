@@ -136,7 +136,10 @@ def _moments(
     xp, turn = backend.xp, backend.xp.matrix_transpose
     weights = wide(backend, weights)
     total = xp.sum(weights, axis=-1, keepdims=True)
-    x = xp.where(total > 0, wide(backend, frames) - wide(backend, centre), 0.0)  # what has no weight may be NaN
+    x = wide(backend, frames) - wide(backend, centre)
+    can_read = not backend.is_traced(total) and backend.is_host(total)
+    if not can_read or not bool(xp.all(total > 0)):
+        x = xp.where(total > 0, x, 0.0)  # what has no weight may be NaN
     counts, sums = xp.sum(weights, axis=0), turn(weights) @ x
     if covariance_type == "tied":
         squares = turn(x * total) @ x
