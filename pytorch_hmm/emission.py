@@ -139,10 +139,6 @@ class Emission(AssignableModule, ABC):
         points = points / deviations.where(deviations > 0, 1.0)
         return nearest(points, points[chosen])
 
-    def num_free_parameters(self) -> int:
-        """Numbers that learning sets."""
-        return sum(one.num_free() for one in self.parametrized().values())
-
     def arguments(self) -> dict[str, Any]:
         """What the constructor takes to make a module of the same shape, for JSON."""
         return {"num_laws": self.num_laws}

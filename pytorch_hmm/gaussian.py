@@ -64,7 +64,7 @@ class BaseGaussianEmission(FeatureEmission):
     @property
     def are_laws_apart(self) -> bool:  # type: ignore[override]
         """Whether no covariance is shared."""
-        return not self.covariance_type.startswith("tied")
+        return not self.covariance.is_shared
 
     @property
     def covariance_type(self) -> CovarianceType:

@@ -243,7 +243,7 @@ class BaseHMM(AssignableModule, ABC):
         return emission, lengths
 
     def _prepare(self, x: Tensor, lengths: Any, name: str = "x") -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Checked observations with zeros in padding and unobserved frames; lengths; which frames are unobserved."""
+        """Checked observations, `_blank` in padding and unobserved frames; lengths; which frames are unobserved."""
         need_frames(name, x, self.frame_shape)
         rank = len(self.frame_shape)
         shape = x.shape[: x.ndim - rank]
@@ -258,10 +258,12 @@ class BaseHMM(AssignableModule, ABC):
             is_read = ~is_missing if is_read is None else is_read & ~is_missing
         can_miss = self.missing == "raise" and self._num_lags == 0
         remedy = "pass lengths= if it is padding" + ("; missing='nan' makes NaN unobserved" * can_miss)
+        if is_read is None:
+            self._check(name, x, None, remedy)
+            return self._cast(x), lengths, None
         blank = torch.as_tensor(self._blank(), device=x.device).to(x.dtype)
         self._check(name, torch.where(x.isnan(), blank, x) if self._marginalizes else x, is_read, remedy)
-        if is_read is not None:
-            x = torch.where(is_read.reshape(*shape, *[1] * rank), x, blank)
+        x = torch.where(is_read.reshape(*shape, *[1] * rank), x, blank)
         return self._cast(x), lengths, is_missing
 
     def _blank(self) -> Any:

@@ -376,6 +376,7 @@ class Covariance(Parametrized):
         self.covariance_type = covariance_type
         self.obs_dim = obs_dim
         self.is_matrix = covariance_type in ("full", "tied")
+        self.is_shared = covariance_type.startswith("tied")
         self.factor = nn.Parameter(torch.zeros(tuple(sizes[axis] for axis in axes)))
         self.register_buffer("guard", torch.tensor(0.0))
         start = torch.ones(self.factor.shape, dtype=torch.float64)

@@ -59,7 +59,7 @@ class LinearRegressionEmission(Emission):
     @property
     def are_laws_apart(self) -> bool:  # type: ignore[override]
         """Whether no covariance is shared."""
-        return not self.covariance_type.startswith("tied")
+        return not self.covariance.is_shared
 
     def family(self, variance_floor: Any = 0.0, prior: Any = None) -> LinearRegression:
         """The family of linear regressions, which has no prior; floors of inputs are not looked at."""

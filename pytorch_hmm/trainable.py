@@ -201,9 +201,9 @@ class TrainableHMM(BaseHMM):
             tolerance: nats; training stops when a pass gains less. 0 never stops.
             init: "kmeans" and "random" start anew, see `initialize_from_data` and `initialize_randomly`; "keep" goes on
                 from the parameters at hand.
-            num_restarts: starts of which the best result is kept. "em" and "viterbi" train them all at once, as one
-                batch, unless covariances are "tied", emissions have a prior, fixed entries or shared laws, or callbacks
-                or a bar watch them.
+            num_restarts: starts of which the best result is kept. "em" and "viterbi" train as many at once, as one
+                batch, as gain by it; one by one where covariances are "tied", emissions have a prior, fixed entries or
+                shared laws, or callbacks or a bar watch them.
             sample_weights: (...), how often each sequence counts.
             labels: (..., T) integers, or a list of (T_i,): the state where it is known, else -1.
             priors: Dirichlet priors of the chain, and in `emission` that of the emissions: a `GaussianPrior` for

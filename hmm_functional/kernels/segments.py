@@ -8,17 +8,16 @@ import numpy as np
 
 from ..backend import Array, Backend
 from . import compiled, layout, threads
+from .gaussians import can_read
 from .job import Job, execute
-from .memory import host, is_readable
+from .memory import host
 
 LANES = 8
 
 
 def can_run(backend: Backend, kernel: str, arrays: tuple[Array, ...]) -> bool:
     """Whether compiled code serves these arrays under this choice of kernel."""
-    if kernel not in ("auto", "numba") or not compiled.is_available() or not all(0 not in x.shape for x in arrays):
-        return False
-    return backend.name in ("torch", "numpy") and not backend.is_traced(*arrays) and all(map(is_readable, arrays))
+    return kernel in ("auto", "numba") and all(0 not in x.shape for x in arrays) and can_read(backend, *arrays)
 
 
 class Run:
