@@ -1,0 +1,133 @@
+"""Which durations are possible, and what every family of durations shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._check import need_count, need_floating
+from ..backend import Array, Backend
+from ..emissions.moments import is_seen, wide
+from ..numerics import log_normalize
+
+Limit = int | tuple[int, ...]
+"""Of the durations of all states, or of each."""
+
+
+class Support(NamedTuple):
+    """Durations 1..D_max, as constants of NumPy; K is 1 where it is the same for all states."""
+
+    durations: Any
+    """(1, D_max)"""
+    is_possible: Any
+    """(K, D_max)"""
+    extra: Any
+    """(K, D_max): steps beyond the least possible duration, 0 below it."""
+    middle: Any
+    """(K, 1): of the possible durations."""
+
+
+def support_of(max_duration: Any, min_duration: Any, num_states: int | None = None) -> Support:
+    """The possible durations.
+
+    Args:
+        max_duration, min_duration: a number for all states, or one for each.
+        num_states: K, where it is known.
+
+    Raises:
+        TypeError, ValueError: no such numbers, or a least one above the largest.
+    """
+    most, least = (_limit(*one) for one in (("max_duration", max_duration), ("min_duration", min_duration)))
+    for name, found in (("max_duration", most), ("min_duration", least)):
+        if num_states is not None and len(found) not in (1, num_states):
+            raise ValueError(f"{name}: expected a number or {num_states}, one for each state, got {len(found)}")
+    if len(most) > 1 and len(least) > 1 and len(most) != len(least):
+        raise ValueError(f"min_duration: expected a number or {len(most)} as in max_duration, got {len(least)}")
+    if (least > most).any():
+        raise ValueError(f"min_duration: expected at most max_duration = {max_duration}, got {min_duration}")
+    most, least = most[:, None], least[:, None]
+    durations = np.arange(1, most.max() + 1)[None, :]
+    is_possible = (durations >= least) & (durations <= most)
+    extra = np.where(durations >= least, durations - least, 0)
+    return Support(durations, is_possible, extra, 0.5 * (most + least))
+
+
+def _limit(name: str, value: Any) -> Any:
+    values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise ValueError(f"{name}: expected a number or one for each state, got none")
+    return np.array([need_count(name, one, 1) for one in values])
+
+
+def need_rows(backend: Backend, max_duration: Any, min_duration: Any, **parameters: Array) -> tuple[Support, Any]:
+    """The support, and parameters (..., K) of one shape as numbers (..., K, 1) in the widest dtype there is."""
+    xp, shape = backend.xp, None
+    for name, x in parameters.items():
+        need_floating(name, xp, x)
+        if x.ndim < 1 or (shape is not None and tuple(x.shape) != shape):
+            wanted = "(..., K)" if shape is None else str(shape)
+            raise ValueError(f"{name}: expected shape {wanted}, got {tuple(x.shape)}")
+        shape = tuple(x.shape)
+    assert shape is not None
+    found = tuple(wide(backend, x)[..., None] for x in parameters.values())
+    return support_of(max_duration, min_duration, shape[-1]), found
+
+
+def normalised(backend: Backend, log_weights: Array, support: Support, like: Array) -> Array:
+    """log-probabilities (..., K, D_max) from weights that are finite, in the dtype of `like` (float32 or wider)."""
+    xp = backend.xp
+    is_possible = backend.asarray(support.is_possible, like=log_weights)
+    found = log_normalize(backend, xp.where(is_possible, log_weights, -inf))
+    dtype = like.dtype if xp.finfo(like.dtype).bits >= 32 else xp.float32
+    return xp.astype(found, dtype, copy=False)
+
+
+def constant(backend: Backend, values: Any, like: Array) -> Array:
+    """NumPy's numbers as those of `like`."""
+    return backend.xp.astype(backend.asarray(np.asarray(values, dtype=np.float64), like=like), like.dtype)
+
+
+@dataclass(frozen=True)
+class DurationFamily(ABC):
+    """A law of durations. Parameters are a NamedTuple of arrays with a row for each of K states.
+
+    Args:
+        max_duration: the longest a state can last, steps, or one number for each state.
+        min_duration: the shortest.
+    """
+
+    max_duration: Limit
+    min_duration: Limit = 1
+
+    def __post_init__(self) -> None:
+        support_of(self.max_duration, self.min_duration)
+
+    @abstractmethod
+    def log_prob(self, parameters: Any) -> Array:
+        """log p(duration = d + 1 given the state), (K, D_max); every row sums to one."""
+
+    @abstractmethod
+    def m_step(self, counts: Array, parameters: Any, fixed: Any = None) -> Any:
+        """The parameters of highest expected log-probability.
+
+        Args:
+            counts: (K, D_max), how often each duration is expected.
+            parameters: those at hand; a state without counts keeps its own, and the result is never worse.
+            fixed: booleans in place of the parameters, True what stays; None for none.
+        """
+
+    def log_prior(self, parameters: Any) -> Any:
+        """log density of the parameters before any data, up to a constant; 0.0 without a prior."""
+        return 0.0
+
+
+def used(backend: Backend, counts: Array, found: Array, old: Array) -> Array:
+    """`found` where there are counts (K, D_max), in the dtype of the `old` parameters (K,), which stay elsewhere."""
+    xp = backend.xp
+    has_any = is_seen(xp, xp.sum(counts, axis=-1))
+    return xp.where(has_any, xp.astype(found, old.dtype), old)
