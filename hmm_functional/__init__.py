@@ -32,6 +32,14 @@ from .semi_markov import (
     semi_markov_sample_posterior,
     semi_markov_viterbi,
 )
+from .semi_markov_streaming import (
+    SemiMarkovFiltered,
+    SemiMarkovStreamState,
+    semi_markov_forward,
+    semi_markov_remaining,
+    semi_markov_stream_init,
+    semi_markov_stream_step,
+)
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
 from .transition import Banded, LowRank, Sparse
@@ -41,8 +49,10 @@ __all__ = [
     "Forward",
     "ForwardBackward",
     "LowRank",
+    "SemiMarkovFiltered",
     "SemiMarkovPath",
     "SemiMarkovPosterior",
+    "SemiMarkovStreamState",
     "SemiMarkovViterbi",
     "Sparse",
     "StreamState",
@@ -69,10 +79,14 @@ __all__ = [
     "restrict_states",
     "sample",
     "sample_posterior",
+    "semi_markov_forward",
     "semi_markov_forward_backward",
     "semi_markov_log_likelihood",
+    "semi_markov_remaining",
     "semi_markov_sample",
     "semi_markov_sample_posterior",
+    "semi_markov_stream_init",
+    "semi_markov_stream_step",
     "semi_markov_viterbi",
     "smooth_fixed_lag",
     "stationary",

@@ -13,63 +13,19 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from inspect import signature
 from math import inf
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
-from .arrays import chain_arrays, fused
 from .backend import Array, backend_of
-from .chain import Chain, chain_of
-from .decode import viterbi
+from .durations import DurationFamily
 from .edges import Edges, on_device
 from .emissions.categorical import dirichlet_log_density, maximize_groups, maximize_probabilities
 from .emissions.constraints import held, need_at_least
-from .emissions.moments import wide
-from .gradient import STATISTICS
-from .likelihood import forward_pass
-from .structure import Dense, gather
+from .expectation import Family as Family
+from .expectation import HMMParameters as HMMParameters
+from .expectation import Statistics as Statistics
+from .expectation import expected_statistics as expected_statistics
+from .structure import gather
 from .transition import Banded, Sparse, canonical, own_shape
-
-
-class Family(Protocol):
-    """An emission law. Parameters and statistics are NamedTuples of arrays of its own; statistics add up."""
-
-    def log_prob(self, observations: Array, parameters: Any) -> Array:
-        """log p(x_t given z_t), (..., T, K), nats."""
-
-    def statistics(self, observations: Array, posteriors: Array, parameters: Any) -> Any:
-        """Sums over all frames, weighted by posteriors (..., T, K), which are 0 where nothing was observed."""
-
-    def m_step(self, statistics: Any, parameters: Any) -> Any:
-        """The parameters of highest expected log-density; what has no weight keeps its old parameters.
-
-        Where entries are fixed it is given them as a third argument, see `maximize`.
-        """
-
-    def log_prior(self, parameters: Any) -> Any:
-        """log density of the parameters before any data, up to a constant; 0.0 without a prior."""
-
-
-class HMMParameters(NamedTuple):
-    """A model: log p(z_0) (K,), the transition without batch axes, and the emission family's parameters.
-
-    R models of one form learn together, see `together`: (R, K), (R, K, K), and emissions of R K states.
-    """
-
-    log_initial: Array
-    log_transition: Any
-    emission: Any
-
-
-class Statistics(NamedTuple):
-    """Expected statistics of sequences, sums over all of them."""
-
-    log_likelihood: Array
-    """(), weighted as the sequences are; (R,) of R models, as the rest has R axes where the parameters have."""
-    initial: Array
-    """(K,): how often each state is expected first."""
-    transitions: Any
-    """How often each transition is expected, in the shape of the transition's weights."""
-    emission: Any
-    """The family's."""
 
 
 class Priors(NamedTuple):
@@ -81,166 +37,8 @@ class Priors(NamedTuple):
     """A number or (K, K), at least 1; a larger diagonal makes states last ("sticky")."""
     emission: Any = None
     """Of the emissions, for modules, which make the family; functions take families that hold their priors."""
-
-
-def expected_statistics(
-    parameters: HMMParameters,
-    family: Family,
-    observations: Array,
-    *,
-    lengths: Any = None,
-    weights: Array | None = None,
-    is_observed: Array | None = None,
-    is_allowed: Array | None = None,
-    method: str = "em",
-    kernel: str = "auto",
-) -> Statistics:
-    """The E-step: expected counts and emission statistics of sequences under the current parameters.
-
-    Args:
-        observations: (..., T, *frame), right-padded.
-        lengths: (...) integers 1..T.
-        weights: (...), how often each sequence counts; default once.
-        is_observed: (..., T) booleans; what was not observed says nothing about the state, and enters no statistic.
-        is_allowed: (..., T, K) booleans, where states are known or restricted; all by default.
-        method: "em" for posteriors, "viterbi" for the best path in their place.
-
-    Returns:
-        `Statistics`, sums over the batch: those of several batches or processes may be added, see `add`. An impossible
-        sequence has log-likelihood -inf and adds no counts.
-
-    Raises: as `log_likelihood`, and the family.
-
-    Cost: as `log_likelihood` with its gradient, and the family's sums.
-
-    References: Rabiner 1989, equations 40a to 40c and 52 to 54, numerators.
-    """
-    emission = family.log_prob(observations, parameters.emission)
-    backend = backend_of(log_emission=emission, weights=weights)
-    xp, (initial, transition, _) = backend.xp, parameters
-    models = tuple(initial.shape[:-1])
-    if models:
-        emission, initial, transition = _side_by_side(emission, initial, transition)
-    if is_observed is not None:
-        emission = xp.where(is_observed[..., None], emission, 0.0)
-    if is_allowed is not None:
-        emission = xp.where(is_allowed, emission, -inf)
-    options = (lengths, weights, method, kernel)
-    if models and backend.form((emission, initial)) is not None:  # compiled code serves sequences of one matrix best
-        each_model = [
-            _pass(initial[r, ...], transition[r, ...], emission[r, ...], *options, ()) for r in range(models[0])
-        ]
-        total, starts, counts, posteriors = (xp.stack(parts) for parts in zip(*each_model, strict=True))
-    else:
-        total, starts, counts, posteriors = _pass(initial, transition, emission, *options, models)
-    observed = posteriors if is_observed is None else xp.where(is_observed[..., None], posteriors, 0.0)
-    if models:
-        observed = xp.moveaxis(observed, 0, -2)
-        observed = xp.reshape(observed, (*observed.shape[:-2], -1))
-    is_read = xp.sum(observed, axis=-1) > 0
-    if backend.is_traced(is_read) or not bool(xp.all(is_read)):
-        observations = _readable(xp, observations, is_read)
-    return Statistics(total, starts, counts, family.statistics(observations, observed, parameters.emission))
-
-
-def _readable(xp: Any, observations: Array, is_read: Array) -> Array:
-    """Observations of which what is not read may be anything: what is no number is made one.
-
-    The others stay, since later frames may look back at them.
-    """
-    is_read = xp.reshape(is_read, (*is_read.shape, *[1] * (observations.ndim - is_read.ndim)))
-    if xp.isdtype(observations.dtype, "real floating"):
-        is_read = xp.logical_or(is_read, xp.isfinite(observations))
-    return xp.where(is_read, observations, xp.zeros_like(observations))
-
-
-def _pass(
-    initial: Array,
-    transition: Any,
-    emission: Array,
-    lengths: Any,
-    weights: Array | None,
-    method: str,
-    kernel: str,
-    models: tuple[int, ...],
-) -> tuple[Array, Array, Any, Array]:
-    """Log-likelihood, initial counts, transition counts, and posteriors (..., T, K), all weighted."""
-    chain = chain_of(initial, transition, emission, lengths=lengths)
-    if not models and (chain.initial.shape[0] != 1 or chain.weights[0].shape[0] != 1):
-        raise ValueError("parameters: expected one model for all sequences, got batch axes in its chain")
-    backend, xp, size = chain.backend, chain.backend.xp, chain.emission.shape[0]
-    scale = backend.full((size,), 1.0, like=chain.emission)
-    if weights is not None:
-        scale = xp.astype(xp.reshape(xp.broadcast_to(weights, chain.batch_shape), (size,)), scale.dtype)
-    if method == "viterbi":
-        likelihood, posteriors, counts = _along_best_paths(chain, scale, kernel, models)
-    elif method == "em":
-        likelihood, posteriors, counts = _expected(chain, scale, kernel, models)
-        if not models:
-            counts = own_shape(backend, transition, counts)
-    else:
-        raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
-    likelihood = wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale)
-    total = xp.sum(xp.reshape(likelihood, (*models, -1)), axis=-1)
-    starts = xp.sum(xp.reshape(posteriors[:, 0, :], (*models, -1, chain.num_states)), axis=-2)
-    return total, starts, counts, chain.unflatten(posteriors)
-
-
-def _side_by_side(emission: Array, initial: Array, transition: Any) -> tuple[Array, Array, Array]:
-    """Scores (..., T, R K) of R models as (R, ..., T, K), and chains whose batch axes broadcast with them."""
-    xp = backend_of(emission=emission).xp
-    count, num_states = initial.shape
-    if getattr(transition, "ndim", 0) != 3 or emission.shape[-1] != count * num_states:
-        raise ValueError(
-            f"parameters: expected, for {count} models in one, dense transitions ({count}, K, K) and emissions of "
-            f"{count * num_states} states, one model's after the other's"
-        )
-    emission = xp.moveaxis(xp.reshape(emission, (*emission.shape[:-1], count, num_states)), -2, 0)
-    ones = (1,) * (emission.ndim - 3)
-    initial = xp.reshape(initial, (count, *ones, num_states))
-    return emission, initial, xp.reshape(transition, (count, *ones, 1, num_states, num_states))
-
-
-def _expected(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) -> tuple[Array, Array, Any]:
-    """Log-likelihoods (B,), posteriors (B, T, K), transition counts; the last two weighted by scale (B,)."""
-    backend, xp = chain.backend, chain.backend.xp
-    arrays = chain_arrays(chain, kernel)
-    is_plain = not backend.records(arrays.theta) and chain.weights[0].shape[1] == 1
-    if is_plain and (whole := fused(chain, kernel)) is not None:
-        quantities, call = whole
-        meets = quantities.meets(call, True)
-        likelihood, messages = quantities.forward(call, chain.final, True, meets=meets)
-        posteriors, counted = quantities.statistics(call, chain.final, messages, scale, True, meets)
-        assert counted is not None
-        counts: tuple[Array, ...] = (counted,)
-    else:
-        likelihood, messages = forward_pass(chain, kernel, has_messages=True)
-        found = backend.call(STATISTICS, arrays.spec.encode(), [*arrays.theta, scale, *arrays.constants, messages])
-        posteriors, counts = found[-2], found[1:-2]
-    if models:
-        return likelihood, posteriors, xp.sum(xp.reshape(counts[0], (*models, -1, *counts[0].shape[-2:])), axis=1)
-    slots = chain.weights[0].shape[1]
-    return likelihood, posteriors, tuple(c[0, 0, ...] if slots == 1 else c[0, ...] for c in counts)
-
-
-def _along_best_paths(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """The same with the best path for certain."""
-    backend, xp = chain.backend, chain.backend.xp
-    if not isinstance(chain.structure, Dense) or chain.weights[0].shape[1] != 1:
-        raise NotImplementedError("method 'viterbi' needs a dense transition that is constant in time")
-    found = viterbi(
-        chain.initial,
-        chain.weights[0],
-        chain.emission,
-        lengths=chain.lengths if chain.is_ragged else None,
-        kernel=kernel,
-    )
-    every = backend.arange(chain.num_states, like=found.states)
-    posteriors = xp.astype(found.states[..., None] == every, chain.emission.dtype) * scale[:, None, None]
-    one_hot = xp.astype(found.states[:, 1:, None] == every, chain.emission.dtype)
-    pairs = xp.matrix_transpose(xp.reshape(posteriors[:, :-1, :], (*models, -1, chain.num_states)))
-    counts = pairs @ xp.reshape(one_hot, (*models, -1, chain.num_states))
-    return found.log_joint, posteriors, counts
+    duration: Any = 1.0
+    """Concentrations of categorical durations, a number or (K, D_max), at least 1, for modules likewise."""
 
 
 def maximize(
@@ -250,6 +48,7 @@ def maximize(
     *,
     priors: Priors | None = None,
     fixed: HMMParameters | None = None,
+    duration: DurationFamily | None = None,
 ) -> HMMParameters:
     """The M-step: parameters of highest expected log-probability (and prior density).
 
@@ -260,12 +59,15 @@ def maximize(
         priors: of the chain; those of the emissions belong to the family.
         fixed: booleans in place of the parameters, or None for no entry, True for all: which stay as they are, bit for
             bit. Probabilities that are not fixed share what the fixed ones of their row leave.
+        duration: the duration family of a semi-Markov model.
     """
     priors = Priors() if priors is None else priors
     need_concentrations(priors, parameters.log_initial.shape[-1])
-    log_initial, log_transition, emission = parameters
+    log_initial, log_transition, emission, durations = parameters
     backend = backend_of(log_initial=log_initial)
-    stays = HMMParameters(None, None, None) if fixed is None else fixed
+    stays = HMMParameters(None, None, None, None) if fixed is None else fixed
+    if duration is not None:
+        durations = duration.m_step(statistics.durations, durations, stays.duration or None)
     options = () if stays.emission is None else (stays.emission,)
     if options and len(signature(family.m_step).parameters) < 3:
         raise TypeError(
@@ -276,6 +78,7 @@ def maximize(
         maximize_probabilities(backend, statistics.initial, log_initial, priors.initial, stays.log_initial),
         _maximize_transition(statistics.transitions, log_transition, priors.transition, stays.log_transition),
         family.m_step(statistics.emission, emission, *options),
+        durations,
     )
 
 
@@ -317,9 +120,13 @@ def _like(transition: Banded | Sparse, values: Array) -> Banded | Sparse:
     return Sparse(values, transition.sources, transition.targets, transition.num_states)
 
 
-def log_prior(parameters: HMMParameters, family: Family, priors: Priors | None = None) -> Any:
+def log_prior(
+    parameters: HMMParameters, family: Family, priors: Priors | None = None, duration: DurationFamily | None = None
+) -> Any:
     """log density of a model before any data, up to a constant; 0.0 where there is no prior."""
     found = family.log_prior(parameters.emission)
+    if duration is not None:
+        found = found + duration.log_prior(parameters.duration)
     if priors is None:
         return found
     weights = parameters.log_transition
@@ -338,12 +145,13 @@ def em_step(
     *,
     priors: Priors | None = None,
     fixed: HMMParameters | None = None,
+    duration: DurationFamily | None = None,
     **options: Any,
 ) -> tuple[HMMParameters, Array]:
     """One iteration of EM: the next parameters, and the log-likelihood of those given.
 
     Args:
-        priors, fixed: as `maximize`.
+        priors, fixed, duration: as `maximize`.
         options: as `expected_statistics`.
 
     The log-likelihood (plus `log_prior`) of the result is never lower than that of what was given.
@@ -360,8 +168,9 @@ def em_step(
         tensor([[0.5434, 0.4566],
                 [0.2218, 0.7782]])
     """
-    statistics = expected_statistics(parameters, family, observations, **options)
-    return maximize(statistics, parameters, family, priors=priors, fixed=fixed), statistics.log_likelihood
+    statistics = expected_statistics(parameters, family, observations, duration=duration, **options)
+    found = maximize(statistics, parameters, family, priors=priors, fixed=fixed, duration=duration)
+    return found, statistics.log_likelihood
 
 
 def add(first: Any, *others: Any) -> Any:
@@ -397,7 +206,7 @@ def together(models: Sequence[HMMParameters]) -> HMMParameters:
 
 def apart(parameters: HMMParameters) -> list[HMMParameters]:
     """The models that `together` put together, or a single one."""
-    initial, transition, emission = parameters
+    initial, transition, emission, _ = parameters
     if initial.ndim == 1:
         return [parameters]
     count = initial.shape[0]

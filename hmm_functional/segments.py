@@ -111,18 +111,37 @@ def _messages(backend: Backend, theta: Theta, emission: Array, size: int, reduce
 
     def step(carry: Any, item: Any) -> tuple[Any, Any]:
         (open_, begin, scale), (e,) = carry, item
-        older = open_[..., :-1] + (e - scale)[..., None]
-        open_ = xp.concat([(begin + e)[..., None], older], axis=-1)
-        end = reduce(backend, open_ + theta.duration, -1)
-        after = reduce(backend, end[..., None] + theta.transition, -2)
-        most = backend.pivot(xp.reshape(open_, (size, -1)), -1)
-        taken = xp.where(most == xp.finfo(most.dtype).min, 0.0, most)
+        open_, end, after, taken = advance(
+            backend, open_ - scale[..., None], begin, e, theta.duration, theta.transition, reduce
+        )
         return (open_, after - taken, taken), (begin, end, taken[:, 0])
 
     start = (open_, begin, xp.zeros_like(begin[:, :1]))
     _, found = scan_in_chunks(backend, step, start, (xp.permute_dims(emission, (1, 0, 2)),), count)
     begins, ends, scales = (xp.moveaxis(x, 0, 1) for x in found)
     return begins, ends, scales
+
+
+def advance(
+    backend: Backend, open_: Array, begin: Array, e: Array, duration: Array, transition: Array, reduce: Reduce
+) -> tuple[Array, Array, Array, Array]:
+    """One step of the recursion.
+
+    Args:
+        open_: (..., K, D): the segments that the step before was step d + 1 of.
+        begin: (..., K): those that begin now.
+        e: (..., K), emissions.
+
+    Returns:
+        The open segments, without their durations; those that end now, (..., K); those that begin with the next step,
+        (..., K); and the largest of the first, (..., 1), to be taken out of all.
+    """
+    xp = backend.xp
+    open_ = xp.concat([(begin + e)[..., None], open_[..., :-1] + e[..., None]], axis=-1)
+    end = reduce(backend, open_ + duration, -1)
+    after = reduce(backend, end[..., None] + transition, -2)
+    most = backend.pivot(xp.reshape(open_, (*open_.shape[:-2], -1)), -1)
+    return open_, end, after, xp.where(most == xp.finfo(most.dtype).min, 0.0, most)
 
 
 def open_segments(

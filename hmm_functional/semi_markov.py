@@ -282,15 +282,8 @@ def _score(chain: Chain, theta: Theta, states: Array, is_start: Array) -> Array:
     size, num_steps = states.shape
     num_states, count = theta.duration.shape[1:]
     path = xp.where(states < 0, 0, states)
-    steps = backend.arange(num_steps, like=path)[None, :]
     is_valid, is_last = chain.is_valid(), chain.is_last()
-    begun = xp.permute_dims(xp.where(is_start, steps, 0), (1, 0))
-
-    def later(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
-        return (xp.maximum(first[0], second[0]),)
-
-    lasted = steps - xp.permute_dims(backend.associative_scan(later, (begun,))[0], (1, 0))  # less one
-    cells = path * count + xp.clip(lasted, 0, count - 1)
+    cells = path * count + xp.clip(steps_since(backend, is_start), 0, count - 1)
     laws = (xp.reshape(xp.broadcast_to(x, (size, *x.shape[1:])), (size, -1)) for x in (theta.duration, theta.tail))
     whole, cut = (backend.take_along(x, cells, -1) for x in laws)
     next_begins = xp.concat([is_start[:, 1:], xp.zeros_like(is_start[:, :1])], axis=-1)
@@ -343,13 +336,25 @@ def _theta(
     else:
         durations = xp.broadcast_to(log_duration, (*chain.batch_shape, *log_duration.shape[-2:]))
         durations = xp.reshape(durations, (-1, *log_duration.shape[-2:]))
-    tail = _at_least(backend, durations) if censored else durations
+    tail = log_at_least(backend, durations) if censored else durations
     count = min(durations.shape[-1], num_steps)
     parts = (chain.initial, moves[:, 0, ...], durations[..., :count], tail[..., :count], chain.emission)
     return chain, Theta(*(xp.astype(x, dtype, copy=False) for x in parts))
 
 
-def _at_least(backend: Backend, log_duration: Array) -> Array:
+def steps_since(backend: Backend, is_start: Array) -> Array:
+    """How many steps before each the segment began that it lies in, (..., T)."""
+    xp = backend.xp
+    steps = backend.arange(is_start.shape[-1], like=is_start)
+    begun = xp.moveaxis(xp.where(is_start, steps, 0), -1, 0)
+
+    def later(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
+        return (xp.maximum(first[0], second[0]),)
+
+    return steps - xp.moveaxis(backend.associative_scan(later, (begun,))[0], 0, -1)
+
+
+def log_at_least(backend: Backend, log_duration: Array) -> Array:
     """log p(duration >= d) from log p(duration = d), summed from the longest, so that no tail is lost."""
     xp = backend.xp
 

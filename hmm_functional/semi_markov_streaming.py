@@ -1,0 +1,201 @@
+"""Filtering of semi-Markov models, of whole sequences and of streams: the state, and how long it will last."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any, NamedTuple
+
+from . import segments
+from ._check import broadcast_batch, need_count, need_floating, need_shape
+from ._types import Forward
+from .backend import Array, Backend, backend_of
+from .chain import chain_of
+from .numerics import log_normalize, logsumexp, softmax
+from .semi_markov import log_at_least, semi_markov_log_likelihood
+
+
+class SemiMarkovStreamState(NamedTuple):
+    """All that a stream knows: arrays that can be saved, moved between devices and batched."""
+
+    log_transition: Array
+    """(..., K, K)"""
+    log_duration: Array
+    """(..., K, D_max), as given."""
+    log_begin: Array
+    """(..., K): of a segment that begins with the next step; on one scale with `log_open`, up to a constant."""
+    log_open: Array
+    """(..., K, D_max): of the segment, not ended before, that the last step was step d + 1 of; without its duration."""
+
+
+class SemiMarkovFiltered(NamedTuple):
+    """What the steps so far say of each."""
+
+    log_filtered: Array
+    """(..., n, K): log p(z_t given x_0..t)."""
+    expected_remaining: Array
+    """(..., n, K): steps that the segment is expected to last beyond this one, given its state; 0 where impossible."""
+
+
+def semi_markov_stream_init(
+    log_initial: Array, log_transition: Any, log_duration: Array, *, batch_shape: tuple[int, ...] = ()
+) -> SemiMarkovStreamState:
+    """The state of a stream before its first step.
+
+    Args:
+        log_initial, log_transition, log_duration: as `semi_markov_log_likelihood`.
+        batch_shape: axes of parallel streams, before those of the parameters.
+
+    Returns:
+        `SemiMarkovStreamState`.
+
+    Raises:
+        TypeError, ValueError: as `semi_markov_log_likelihood`.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> initial, transition = torch.tensor([1.0, 0.0]).log(), torch.tensor([[0.0, 1.0], [1.0, 0.0]]).log()
+        >>> duration = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]).log()
+        >>> state = hf.semi_markov_stream_init(initial, transition, duration)
+        >>> state, found = hf.semi_markov_stream_step(state, torch.zeros(2, 2))
+        >>> found.expected_remaining[:, 0]
+        tensor([1.5000, 0.5000])
+        >>> hf.semi_markov_remaining(state)[0].exp()
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    chain = chain_of(log_initial, log_transition, None, num_steps=1).with_dense_transition()
+    backend, xp, num_states = chain.backend, chain.backend.xp, chain.num_states
+    backend_of(log_initial=log_initial, log_duration=log_duration)
+    need_floating("log_duration", xp, log_duration)
+    words = f"(..., K, D_max) with K = {num_states} as in log_initial"
+    need_shape("log_duration", log_duration.shape, (num_states, None), words)
+    moves = chain.weights[0]
+    if moves.shape[1] != 1:
+        raise ValueError(f"log_transition: expected one constant in time, got {moves.shape[1]} slots")
+    own, size = chain.batch_shape, chain.lengths.shape[0]
+    moves, begin = moves[:, 0, ...], chain.initial
+    moves = xp.reshape(xp.broadcast_to(moves, (size, *moves.shape[1:])), (*own, *moves.shape[1:]))
+    begin = xp.reshape(xp.broadcast_to(begin, (size, num_states)), (*own, num_states))
+    own = broadcast_batch({"log_initial": own, "log_duration": log_duration.shape[:-2]})
+    shape = (*(need_count("batch_shape", n, 0) for n in batch_shape), *own)
+    dtype = xp.result_type(begin.dtype, log_duration.dtype)
+    begin = xp.astype(xp.broadcast_to(begin, (*shape, num_states)), dtype)
+    open_ = backend.full((*shape, *log_duration.shape[-2:]), -inf, like=begin)
+    return SemiMarkovStreamState(xp.astype(moves, dtype), xp.astype(log_duration, dtype), begin, open_)
+
+
+def semi_markov_stream_step(
+    state: SemiMarkovStreamState, log_emission_chunk: Array
+) -> tuple[SemiMarkovStreamState, SemiMarkovFiltered]:
+    """Take the next steps of a stream.
+
+    Args:
+        state: from `semi_markov_stream_init` or the step before.
+        log_emission_chunk: (..., n, K), nats, any n.
+
+    Returns:
+        The state and `SemiMarkovFiltered`; -inf and 0 from where the stream is impossible.
+
+    Raises:
+        TypeError, ValueError: as `semi_markov_log_likelihood`.
+
+    Cost: O(n K (D_max + K)) time, whatever has gone before.
+    """
+    backend = backend_of(state=state.log_begin, log_emission_chunk=log_emission_chunk)
+    xp, num_states = backend.xp, state.log_begin.shape[-1]
+    need_shape("log_emission_chunk", log_emission_chunk.shape, (None, num_states), f"(..., n, K) with K = {num_states}")
+    need_floating("log_emission_chunk", xp, log_emission_chunk)
+    dtype = state.log_begin.dtype
+    batch = tuple(xp.broadcast_arrays(log_emission_chunk[..., :1, :1], state.log_begin[..., None, :1])[0].shape[:-2])
+    if log_emission_chunk.shape[-2] == 0:
+        rows = backend.full((*batch, 0, num_states), 0.0, like=state.log_begin)
+        return state, SemiMarkovFiltered(rows, rows)
+    tail = log_at_least(backend, state.log_duration)
+    left = _expected_remaining(backend, tail)
+
+    def step(carry: Any, e: Array) -> tuple[Any, Any]:
+        begin, open_ = carry
+        open_, _, after, taken = segments.advance(
+            backend, open_, begin, e, state.log_duration, state.log_transition, segments.sum_of
+        )
+        seen = open_ + tail
+        remaining = xp.sum(softmax(backend, seen) * left, axis=-1)
+        return (after - taken, open_ - taken[..., None]), (logsumexp(backend, seen), remaining)
+
+    emission = xp.astype(xp.moveaxis(log_emission_chunk, -2, 0), dtype)
+    emission = xp.broadcast_to(emission, (emission.shape[0], *batch, num_states))
+    begin = xp.broadcast_to(state.log_begin, (*batch, num_states))
+    open_ = xp.broadcast_to(state.log_open, (*batch, *state.log_open.shape[-2:]))
+    (begin, open_), rows = backend.scan(step, (begin, open_), emission)
+    weights, remaining = (xp.moveaxis(x, 0, -2) for x in rows)
+    found = SemiMarkovFiltered(log_normalize(backend, weights), remaining)
+    return state._replace(log_begin=begin, log_open=open_), found
+
+
+def semi_markov_remaining(state: SemiMarkovStreamState) -> Array:
+    """log p(z_t, and that its segment lasts r more steps, given x_0..t), at the last step of a stream.
+
+    Returns:
+        (..., K, D_max), nats, r = 0..D_max - 1; -inf before the first step, and where the stream is impossible.
+
+    Cost: O(K D_max^2) time, O(K D_max) memory.
+    """
+    backend = backend_of(state=state.log_begin)
+    xp = backend.xp
+
+    def step(duration: Array, _: Array) -> tuple[Array, Array]:
+        later = xp.concat([duration[..., 1:], xp.full_like(duration[..., :1], -inf)], axis=-1)
+        return later, logsumexp(backend, state.log_open + duration)
+
+    steps = backend.arange(state.log_duration.shape[-1], like=state.log_begin)
+    _, found = backend.scan(step, state.log_duration, steps)
+    return log_normalize(backend, xp.moveaxis(found, 0, -1), axis=(-2, -1))
+
+
+def semi_markov_forward(
+    log_initial: Array,
+    log_transition: Any,
+    log_duration: Array,
+    log_emission: Array,
+    *,
+    lengths: Any = None,
+    kernel: str = "auto",
+) -> Forward:
+    """Filtered log p(z_t given x_0..t), and log p(x) with the last segment running on past the end.
+
+    Args: as `semi_markov_log_likelihood`.
+
+    Returns:
+        `Forward(log_filtered (..., T, K), log_likelihood (...))`; -inf in the padding and after a break.
+
+    Raises: as `semi_markov_log_likelihood`.
+
+    Cost: O(B T K (D_max + K)) time, by array code.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> initial, transition = torch.tensor([1.0, 0.0]).log(), torch.tensor([[0.0, 1.0], [1.0, 0.0]]).log()
+        >>> duration = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log()
+        >>> hf.semi_markov_forward(initial, transition, duration, torch.zeros(2, 2)).log_filtered.exp()
+        tensor([[1.0000, 0.0000],
+                [0.5000, 0.5000]])
+    """
+    value = semi_markov_log_likelihood(
+        log_initial, log_transition, log_duration, log_emission, lengths=lengths, kernel=kernel
+    )
+    state = semi_markov_stream_init(log_initial, log_transition, log_duration)
+    _, found = semi_markov_stream_step(state, log_emission)
+    rows = found.log_filtered
+    if lengths is not None:
+        backend = backend_of(log_emission=log_emission)
+        ends = backend.asarray(lengths, like=rows)
+        is_valid = backend.arange(rows.shape[-2], like=ends) < ends[..., None]
+        rows = backend.xp.where(is_valid[..., None], rows, -inf)
+    return Forward(rows, value)
+
+
+def _expected_remaining(backend: Backend, tail: Array) -> Array:
+    """(..., K, D_max): steps beyond step d + 1 of a segment, given that it lasts as long; from log p(duration >= d)."""
+    xp = backend.xp
+    later = xp.concat([tail[..., 1:], xp.full_like(tail[..., :1], -inf)], axis=-1)
+    total = log_at_least(backend, later)
+    return xp.where(tail == -inf, 0.0, xp.exp(total - xp.where(tail == -inf, 0.0, tail)))
