@@ -26,6 +26,7 @@ from .posterior import (
 )
 from .sampling import sample, sample_posterior
 from .semi_markov import (
+    semi_markov_completed,
     semi_markov_forward_backward,
     semi_markov_log_likelihood,
     semi_markov_sample,
@@ -79,6 +80,7 @@ __all__ = [
     "restrict_states",
     "sample",
     "sample_posterior",
+    "semi_markov_completed",
     "semi_markov_forward",
     "semi_markov_forward_backward",
     "semi_markov_log_likelihood",

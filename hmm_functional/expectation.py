@@ -14,7 +14,7 @@ from .emissions.categorical import Categorical, CategoricalParameters
 from .emissions.moments import wide
 from .gradient import STATISTICS
 from .likelihood import forward_pass
-from .semi_markov import log_at_least, semi_markov_forward_backward, semi_markov_viterbi, steps_since
+from .semi_markov import semi_markov_completed, semi_markov_forward_backward, semi_markov_viterbi, steps_since
 from .structure import Dense
 from .transition import own_shape
 
@@ -230,7 +230,7 @@ def _semi_markov_pass(
         raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
     scale = scale[..., 0, 0]
     if censored:
-        durations = durations + _completed(backend, wide(backend, log_duration), ends)
+        durations = durations + semi_markov_completed(wide(backend, log_duration), ends)
     posteriors = posteriors * scale[..., None, None]
     total = xp.sum(wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale))
     starts = xp.sum(xp.reshape(wide(backend, posteriors[..., 0, :]), (-1, num_states)), axis=0)
@@ -245,14 +245,6 @@ def _scale(backend: Backend, weights: Array | None, like: Array) -> Array:
 
 def _one_hot(backend: Backend, states: Array, num_states: int, dtype: Any) -> Array:
     return backend.xp.astype(states[..., None] == backend.arange(num_states, like=states), dtype)
-
-
-def _completed(backend: Backend, log_duration: Array, ends: Array) -> Array:
-    """Durations that segments are expected to have of which `ends` (K, D_max) times d + 1 steps were seen."""
-    at_least = log_at_least(backend, log_duration)
-    share = backend.log(ends) - backend.xp.where(at_least == -inf, 0.0, at_least)
-    reached = backend.xp.flip(log_at_least(backend, backend.xp.flip(share, axis=-1)), axis=-1)
-    return backend.xp.exp(log_duration + reached)
 
 
 def _side_by_side(emission: Array, initial: Array, transition: Any) -> tuple[Array, Array, Array]:

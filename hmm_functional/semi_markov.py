@@ -123,6 +123,32 @@ def semi_markov_forward_backward(
     return SemiMarkovPosterior(*(chain.unflatten(x) for x in found))
 
 
+def semi_markov_completed(log_duration: Array, expected_ends: Array) -> Array:
+    """Durations that segments which the end cut off are expected to have.
+
+    Args:
+        log_duration: (..., K, D_max), log p(duration = d + 1 given the state).
+        expected_ends: (..., K, D_max), how many segments were seen to last d + 1 steps at least: those of
+            `semi_markov_forward_backward`.
+
+    Returns:
+        (..., K, D_max): each segment's durations with their probabilities, given that it lasts as long as was seen.
+
+    Cost: O(K D_max).
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.semi_markov_completed(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.0, 1.0, 0.0]]))
+        tensor([[0.0000, 0.5000, 0.5000]])
+    """
+    backend = backend_of(log_duration=log_duration, expected_ends=expected_ends)
+    xp = backend.xp
+    at_least = log_at_least(backend, log_duration)
+    share = backend.log(expected_ends) - xp.where(at_least == -inf, 0.0, at_least)
+    reached = xp.flip(log_at_least(backend, xp.flip(share, axis=-1)), axis=-1)
+    return xp.exp(log_duration + reached)
+
+
 def semi_markov_viterbi(
     log_initial: Array,
     log_transition: Any,

@@ -158,11 +158,12 @@ def semi_markov_forward(
     log_emission: Array,
     *,
     lengths: Any = None,
+    censored: bool = True,
     kernel: str = "auto",
 ) -> Forward:
-    """Filtered log p(z_t given x_0..t), and log p(x) with the last segment running on past the end.
+    """Filtered log p(z_t given x_0..t), and log p(x).
 
-    Args: as `semi_markov_log_likelihood`.
+    Args: as `semi_markov_log_likelihood`; `censored` is of the log-likelihood, while a filter knows no end.
 
     Returns:
         `Forward(log_filtered (..., T, K), log_likelihood (...))`; -inf in the padding and after a break.
@@ -180,7 +181,7 @@ def semi_markov_forward(
                 [0.5000, 0.5000]])
     """
     value = semi_markov_log_likelihood(
-        log_initial, log_transition, log_duration, log_emission, lengths=lengths, kernel=kernel
+        log_initial, log_transition, log_duration, log_emission, lengths=lengths, censored=censored, kernel=kernel
     )
     state = semi_markov_stream_init(log_initial, log_transition, log_duration)
     _, found = semi_markov_stream_step(state, log_emission)

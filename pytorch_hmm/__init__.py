@@ -12,6 +12,16 @@ from .discrete import (
     PoissonEmission,
     PoissonHMM,
 )
+from .duration import (
+    CategoricalDuration,
+    Duration,
+    GammaDuration,
+    GaussianDuration,
+    GeometricDuration,
+    NegativeBinomialDuration,
+    PoissonDuration,
+    UniformDuration,
+)
 from .emission import Emission
 from .fit import FitReport, NotConverged, Progress
 from .gaussian import GaussianEmission, GaussianHMM
@@ -23,6 +33,7 @@ from .regression import LinearRegressionEmission, LinearRegressionHMM
 from .residuals import PseudoResiduals, pseudo_residuals
 from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors
+from .semi_markov import HSMM, DurationConstrainedHMM, Segments
 from .streaming import StreamingHMMProcessor
 from .student_t import StudentTEmission, StudentTHMM
 from .trainable import EmissionHMM
@@ -33,33 +44,44 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "HSMM",
     "BaseHMM",
     "Batch",
     "BernoulliEmission",
     "BernoulliHMM",
+    "CategoricalDuration",
     "CategoricalEmission",
     "CategoricalHMM",
+    "Duration",
+    "DurationConstrainedHMM",
     "Emission",
     "EmissionHMM",
     "FitReport",
+    "GammaDuration",
+    "GaussianDuration",
     "GaussianEmission",
     "GaussianHMM",
+    "GeometricDuration",
     "HMMLayer",
     "HMMPyTorch",
     "LinearRegressionEmission",
     "LinearRegressionHMM",
     "MixtureGaussianEmission",
     "MixtureGaussianHMM",
+    "NegativeBinomialDuration",
     "NotConverged",
+    "PoissonDuration",
     "PoissonEmission",
     "PoissonHMM",
     "ProductEmission",
     "Progress",
     "PseudoResiduals",
+    "Segments",
     "Selection",
     "StreamingHMMProcessor",
     "StudentTEmission",
     "StudentTHMM",
+    "UniformDuration",
     "__version__",
     "from_dynamax",
     "from_hmmlearn",

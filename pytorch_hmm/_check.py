@@ -40,8 +40,11 @@ def parameter_values(name: str, value: Any, shape: tuple[int, ...], words: str) 
     return found
 
 
-def log_of(name: str, value: Any, shape: tuple[int, ...], words: str) -> Tensor:
+def log_of(name: str, value: Any, shape: tuple[int, ...], words: str, may_end: bool = False) -> Tensor:
     """The log of given probabilities, checked.
+
+    Args:
+        may_end: whether rows may be all zeros.
 
     Raises:
         ValueError: a wrong shape, a negative or infinite value, or a row that does not sum to one.
@@ -51,7 +54,8 @@ def log_of(name: str, value: Any, shape: tuple[int, ...], words: str) -> Tensor:
     if is_bad.any():
         at = first(is_bad)
         raise ValueError(f"{name}: expected probabilities in [0, 1], got {float(p[at]):.6g} at {at}")
-    need_normalised(name, p, "divide each row by its sum")
+    rows = p[(p > 0).any(-1)] if may_end else p
+    need_normalised(name, rows, "divide each row by its sum")
     return p.log()
 
 

@@ -18,7 +18,8 @@ from hmm_functional.emissions import (
 )
 
 from ._check import is_traced, log_of, prior_pair, prior_values
-from .emission import CountEmission, Emission, of_emission, parameter
+from .emission import CountEmission, Emission, of_emission
+from .law import parameter
 from .parametrize import LogProbabilities, Parametrized, Positive, UnitInterval
 from .trainable import EmissionHMM, EmissionOptions, num_laws
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from hmm_functional._check import need_count
 
 from ._check import is_traced, need_support
 from .initialize import kmeans, nearest
-from .parametrize import AssignableModule, Parametrized, widened
+from .law import Law
+from .parametrize import widened
 
 
-class Emission(AssignableModule, ABC):
+class Emission(Law):
     """What states emit: `num_laws` laws of one form, each with parameters of its own.
 
     A subclass gives `family`, `values`, `parametrized`, `sample` and `initialize`, and says in `support`, `wanted` and
@@ -57,30 +57,12 @@ class Emission(AssignableModule, ABC):
         """
 
     @abstractmethod
-    def values(self) -> Any:
-        """The family's parameters, a NamedTuple; its fields are properties of this module, too."""
-
-    @abstractmethod
-    def parametrized(self) -> dict[str, Parametrized]:
-        """What makes each of these values, by the names of the fields."""
-
-    @abstractmethod
     def sample(self, laws: Tensor, rng: torch.Generator) -> Tensor:
         """Observations (..., T, *frame_shape) drawn given the laws (..., T) of one or more sequences."""
 
     @abstractmethod
     def initialize(self, frames: Tensor, laws: Tensor, rng: torch.Generator) -> None:
         """Set the parameters from frames (N, *frame_shape) and their laws (N,), fixed entries excepted."""
-
-    def named(self, values: Any) -> dict[str, Any]:
-        """The fields of the family's parameters (or of what has their form) by name."""
-        return values._asdict()  # type: ignore[no-any-return]
-
-    def fixed(self, frozen: Collection[str] = ()) -> Any:
-        """Which entries stay, in the form of the family's parameters; those of names in `frozen` all do."""
-        made = self.parametrized()
-        masks = {name: True if name in frozen else one.is_fixed for name, one in made.items()}
-        return type(self.values())(**masks) if any(mask is not None for mask in masks.values()) else None
 
     def log_prob(self, x: Tensor, **options: str) -> Tensor:
         """log p(x_t given the law), (..., T, num_laws), nats, of observations (..., T, *frame_shape).
@@ -192,17 +174,5 @@ def of_emission(name: str, meaning: str) -> Any:
 
     def write(self: Any, value: Any) -> None:
         setattr(self.emission, name, value)
-
-    return property(read, write, doc=meaning)
-
-
-def parameter(name: str, owner: str, meaning: str) -> Any:
-    """The property `name`, which reads and assigns the values of the `Parametrized` held as `owner`."""
-
-    def read(self: Any) -> Any:
-        return getattr(self, owner).forward()
-
-    def write(self: Any, value: Any) -> None:
-        getattr(self, owner).assign(name, value)
 
     return property(read, write, doc=meaning)

@@ -213,6 +213,7 @@ class _Run:
             variance_floor = torch.as_tensor(variance_floor, dtype=torch.float64)
         need_at_least("variance_floor", variance_floor, 0.0)
         self._family = model._family(variance_floor, None if priors is None else priors.emission)
+        self._durations = model._duration_family(1.0 if priors is None else priors.duration)
         self._fixed = model._fixed(self._frozen)
         self._bar = _bar(num_iterations) if progress else None
 
@@ -226,7 +227,7 @@ class _Run:
         has_prior = self._priors is not None and self._priors.emission is not None
         has_fixed = self._fixed is not None and self._fixed.emission is not None
         frames = self._source.num_frames()
-        if not has_own or is_watched or has_prior or has_fixed or frames is None:
+        if self._durations is not None or not has_own or is_watched or has_prior or has_fixed or frames is None:
             return 1
         on_host = self._model.initial_distribution.logits.device.type == "cpu"
         return max(1, (AT_ONCE if on_host else LARGEST_BATCH) // (frames * self._model.num_states))
@@ -362,8 +363,7 @@ class _Run:
     def _parameters(self) -> HMMParameters:
         """The model's parameters in float64 (float32 where there is no other)."""
         model = self._model
-        live = HMMParameters(model.log_initial, model.log_transition, model.emission.values())
-        return learning.each(lambda x: _wide(x).clone(), live)  # type: ignore[no-any-return]
+        return learning.each(lambda x: _wide(x).clone(), model._live())  # type: ignore[no-any-return]
 
     def begin(self) -> HMMParameters:
         """The parameters at hand, variances raised to the floor."""
@@ -380,13 +380,14 @@ class _Run:
         return bool(self._model.initial_distribution.logits.dtype != parameters.log_initial.dtype)
 
     def assign(self, parameters: HMMParameters) -> None:
-        values = {**parameters._asdict(), **self._model.emission.named(parameters.emission)}
+        values = self._model._named(parameters)
         for name, one in self._model._parametrized().items():
             if name not in self._frozen:
                 one.take(values[name])
 
     def _maximize(self, statistics: Statistics, parameters: HMMParameters) -> HMMParameters:
-        return learning.maximize(statistics, parameters, self._family, priors=self._priors, fixed=self._fixed)
+        options = {"priors": self._priors, "fixed": self._fixed, "duration": self._durations}
+        return learning.maximize(statistics, parameters, self._family, **options)
 
     def _statistics(self, parameters: HMMParameters, method: str) -> Statistics:
         found: Statistics | None = None
@@ -414,6 +415,8 @@ class _Run:
             is_observed=None if is_missing is None else ~is_missing,
             is_allowed=self._allowed(batch, device),
             method=method,
+            duration=self._durations,
+            censored=model.censored,
         )
 
     def _allowed(self, batch: Batch, device: torch.device) -> Tensor | None:
@@ -428,8 +431,8 @@ class _Run:
         found = learning.each(sum_of_processes, found)
         if not torch.isfinite(found.log_likelihood).all():
             raise ValueError(
-                "data: a sequence is impossible under the model, log p = -inf; structural zeros, labels or parameters "
-                "exclude it (model(x) says which)"
+                "data: a sequence is impossible under the model, log p = -inf; structural zeros, longest durations, "
+                "labels or parameters exclude it (model(x) says which)"
             )
         return found
 
@@ -451,13 +454,12 @@ class _Run:
     def _live_prior(self) -> Any:
         """log density of the module's parameters before any data, differentiable."""
         model = self._model
-        live = HMMParameters(model.log_initial, model.log_transition, model.emission.values())
-        return learning.log_prior(live, self._family, self._priors)
+        return learning.log_prior(model._live(), self._family, self._priors, self._durations)
 
     @torch.no_grad()
     def log_prior(self) -> float:
         """log density of the model's parameters before any data, up to a constant."""
-        return float(learning.log_prior(self._parameters(), self._family, self._priors))
+        return float(learning.log_prior(self._parameters(), self._family, self._priors, self._durations))
 
     def close(self) -> None:
         """End the progress bar."""
@@ -465,7 +467,8 @@ class _Run:
             self._bar.close()
 
     def _objective(self, log_likelihood: Tensor, parameters: HMMParameters) -> float:
-        return float(log_likelihood) + float(learning.log_prior(parameters, self._family, self._priors))
+        prior = learning.log_prior(parameters, self._family, self._priors, self._durations)
+        return float(log_likelihood) + float(prior)
 
     def _has_converged(self, history: list[float]) -> bool:
         return len(history) > 1 and self._tolerance > 0 and history[-1] - history[-2] < self._tolerance

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hmm_functional.emissions import Gaussian, GaussianParameters, GaussianPrior
 
-from .emission import FeatureEmission, normal_log_tails, of_emission, parameter
+from .emission import FeatureEmission, normal_log_tails, of_emission
 from .initialize import moments
+from .law import parameter
 from .parametrize import Covariance, CovarianceType, Numbers, Parametrized
 from .trainable import EmissionHMM, EmissionOptions, num_laws
 

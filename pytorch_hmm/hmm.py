@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import log
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,15 @@ from .io import load, save
 from .parametrize import AssignableModule, LogProbabilities, Parametrized, full_precision, widened
 
 Topology = Literal["left_to_right", "ergodic"]
+
+
+class ChainFunctions(NamedTuple):
+    """What the methods of a module call: each gives results with the fields that those of a plain chain have."""
+
+    log_likelihood: Callable[..., Any]
+    forward_backward: Callable[..., Any]
+    forward: Callable[..., Any]
+    viterbi: Callable[..., Any]
 
 
 class ChainOptions(TypedDict, total=False):
@@ -62,6 +71,9 @@ class BaseHMM(AssignableModule, ABC):
     _wanted = "finite observations"
     _marginalizes = False
     _num_lags = 0
+    _functions = ChainFunctions(hf.log_likelihood, hf.forward_backward, hf.forward, hf.viterbi)
+    _may_end = False
+    """Whether a state may lead nowhere."""
 
     def __init__(
         self,
@@ -82,9 +94,9 @@ class BaseHMM(AssignableModule, ABC):
         self.frame_shape = frame_shape
         self.learnable = learnable
         self.missing = missing
-        start, moves = _chain_start(self.num_states, initial, transition, topology, self_loop)
+        start, moves = self._chain_start(initial, transition, topology, self_loop)
         self.initial_distribution = LogProbabilities(start, "(K,)", learnable)
-        self.transition_distribution = LogProbabilities(moves, "(K, K)", learnable)
+        self.transition_distribution = self._moves(moves)
 
     @property
     def log_initial(self) -> Tensor:
@@ -149,11 +161,12 @@ class BaseHMM(AssignableModule, ABC):
 
     @transition.setter
     def transition(self, value: Any) -> None:
-        self.log_transition = log_of("transition", value, (self.num_states, self.num_states), "(K, K)")
+        shape = (self.num_states, self.num_states)
+        self.log_transition = log_of("transition", value, shape, "(K, K)", self._may_end)
 
     def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""
-        return self._call(hf.log_likelihood, x, lengths)  # type: ignore[no-any-return]
+        return self._call(self._functions.log_likelihood, x, lengths)  # type: ignore[no-any-return]
 
     def log_prob(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats; the same as calling the module."""
@@ -166,16 +179,16 @@ class BaseHMM(AssignableModule, ABC):
 
     def forward_backward(self, x: Tensor, lengths: Any = None) -> tuple[Tensor, Tensor]:
         """Posterior probabilities p(z_t given x), (..., T, K), and log p(x), (...)."""
-        found = self._call(hf.forward_backward, x, lengths)
+        found = self._call(self._functions.forward_backward, x, lengths)
         return found.log_posteriors.exp(), found.log_likelihood
 
     def filter(self, x: Tensor, lengths: Any = None) -> Tensor:
         """Filtered probabilities p(z_t given x_0..t), (..., T, K)."""
-        return self._call(hf.forward, x, lengths).log_filtered.exp()  # type: ignore[no-any-return]
+        return self._call(self._functions.forward, x, lengths).log_filtered.exp()  # type: ignore[no-any-return]
 
     def viterbi_decode(self, x: Tensor, lengths: Any = None) -> tuple[Tensor, Tensor]:
         """The most probable state path, (..., T) int64, and its log p(x, z), (...)."""
-        found = self._call(hf.viterbi, x, lengths)
+        found = self._call(self._functions.viterbi, x, lengths)
         return found.states, found.log_joint
 
     def aic(self, x: Tensor, lengths: Any = None) -> Tensor:
@@ -232,7 +245,11 @@ class BaseHMM(AssignableModule, ABC):
         """A chain function of this model and these observations."""
         with full_precision(self.initial_distribution.logits):
             emission, lengths = self._emission(x, lengths)
-            return function(self.log_initial, self.log_transition, emission, lengths=lengths, **options)
+            return self._on(function, emission, lengths, **options)
+
+    def _on(self, function: Callable[..., Any], emission: Tensor, lengths: Any, **options: Any) -> Any:
+        """The same of scores (..., T, K)."""
+        return function(self.log_initial, self.log_transition, emission, lengths=lengths, **options)
 
     def _emission(self, x: Tensor, lengths: Any) -> tuple[Tensor, Tensor | None]:
         """Scores (..., T, K) of observations, 0 where unobserved, and the lengths."""
@@ -284,6 +301,10 @@ class BaseHMM(AssignableModule, ABC):
         """The arguments that shape the model."""
         return f"num_states={self.num_states}"
 
+    def _moves(self, start: Tensor) -> LogProbabilities:
+        """What makes the transition probabilities."""
+        return LogProbabilities(start, "(K, K)", self.learnable)
+
     def _sample_states(self, num_steps: int, batch_size: int | None, generator: torch.Generator | None) -> Tensor:
         return hf.sample(  # type: ignore[no-any-return]
             self.log_initial,
@@ -293,26 +314,26 @@ class BaseHMM(AssignableModule, ABC):
             batch_shape=() if batch_size is None else (batch_size,),
         )
 
-
-def _chain_start(
-    num_states: int, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
-) -> tuple[Tensor, Tensor]:
-    """Checked log p(z_0) and log transition, float64."""
-    uniform = torch.full((num_states,), -log(num_states), dtype=torch.float64)
-    if topology is None:
-        if self_loop is not None:
-            raise ValueError("self_loop: expected only with topology=; write it into transition instead")
-        moves = uniform.expand(num_states, num_states)
-        if transition is not None:
-            moves = log_of("transition", transition, (num_states, num_states), "(K, K)")
-    elif transition is not None:
-        raise ValueError("topology: expected either topology or transition, got both")
-    elif topology in ("left_to_right", "ergodic"):
-        build = hf.left_to_right if topology == "left_to_right" else hf.ergodic
-        moves = build(num_states, self_loop=0.5 if self_loop is None else self_loop, like=uniform)
-    else:
-        raise ValueError(f"topology: expected None, 'left_to_right' or 'ergodic', got {topology!r}")
-    if initial is not None:
-        return log_of("initial", initial, (num_states,), "(K,)"), moves
-    is_first = torch.arange(num_states) == 0
-    return (torch.where(is_first, 0.0, -torch.inf).double() if topology == "left_to_right" else uniform), moves
+    def _chain_start(
+        self, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Checked log p(z_0) and log transition, float64."""
+        num_states = self.num_states
+        uniform = torch.full((num_states,), -log(num_states), dtype=torch.float64)
+        if topology is None:
+            if self_loop is not None:
+                raise ValueError("self_loop: expected only with topology=; write it into transition instead")
+            moves = uniform.expand(num_states, num_states)
+            if transition is not None:
+                moves = log_of("transition", transition, (num_states, num_states), "(K, K)")
+        elif transition is not None:
+            raise ValueError("topology: expected either topology or transition, got both")
+        elif topology in ("left_to_right", "ergodic"):
+            build = hf.left_to_right if topology == "left_to_right" else hf.ergodic
+            moves = build(num_states, self_loop=0.5 if self_loop is None else self_loop, like=uniform)
+        else:
+            raise ValueError(f"topology: expected None, 'left_to_right' or 'ergodic', got {topology!r}")
+        if initial is not None:
+            return log_of("initial", initial, (num_states,), "(K,)"), moves
+        is_first = torch.arange(num_states) == 0
+        return (torch.where(is_first, 0.0, -torch.inf).double() if topology == "left_to_right" else uniform), moves

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 
-from .emission import Emission
+from .law import Law
 
 if TYPE_CHECKING:
     from .hmm import BaseHMM
@@ -83,11 +83,11 @@ def load(path: str | os.PathLike[str], base: type[BaseHMM], device: Any = "cpu")
     return model
 
 
-def _described(module: BaseHMM | Emission, arguments: dict[str, Any]) -> dict[str, Any]:
+def _described(module: BaseHMM | Law, arguments: dict[str, Any]) -> dict[str, Any]:
     """A module's class and arguments as JSON has them."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, Emission):
+        if isinstance(value, Law):
             return _described(value, value.arguments())
         return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
@@ -96,11 +96,11 @@ def _described(module: BaseHMM | Emission, arguments: dict[str, Any]) -> dict[st
 
 def _built(described: dict[str, Any], known: dict[str, type[Any]]) -> Any:
     """The module that was described, of one of the classes `known`."""
-    emissions = _classes(Emission)
+    laws = _classes(Law)
 
     def made(value: Any) -> Any:
         if isinstance(value, dict):
-            return _built(value, emissions)
+            return _built(value, laws)
         return [made(one) for one in value] if isinstance(value, list) else value
 
     return known[described["class"]](**{name: made(value) for name, value in described["arguments"].items()})

@@ -12,9 +12,10 @@ from hmm_functional._check import need_count
 from hmm_functional.emissions import GaussianMixture, MixtureParameters
 
 from ._check import log_of, prior_values
-from .emission import normal_log_tails, of_emission, parameter
+from .emission import normal_log_tails, of_emission
 from .gaussian import BaseGaussianEmission, need_gaussian_prior
 from .initialize import moments, split
+from .law import parameter
 from .parametrize import CovarianceType, LogProbabilities, Parametrized
 from .trainable import EmissionHMM, EmissionOptions, num_laws
 

@@ -333,7 +333,7 @@ class LogProbabilities(Parametrized):
     def start(self, counts: Tensor) -> None:
         """Take shares of counts (one added to each) among the allowed entries."""
         weights = (counts + 1.0).to(self.is_allowed.device) * self.is_allowed
-        self.take((weights / weights.sum(-1, keepdim=True)).log())
+        self.take((weights / weights.sum(-1, keepdim=True).clamp_min(1.0)).log())
 
     @torch.no_grad()
     def sample(self, rows: Tensor, rng: torch.Generator) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from hmm_functional._check import need_count
 from hmm_functional.emissions import LinearRegression, RegressionParameters, lagged
 
-from .emission import Emission, normal_log_tails, of_emission, parameter
+from .emission import Emission, normal_log_tails, of_emission
+from .law import parameter
 from .parametrize import Covariance, CovarianceType, Numbers, Parametrized
 from .trainable import EmissionHMM, EmissionOptions, num_laws
 

@@ -48,8 +48,8 @@ def pseudo_residuals(
         kind: "ordinary" gives each frame given all others, which finds outliers; "forecast" given those before it.
 
     Raises:
-        ValueError: an unknown kind. NotImplementedError: emissions without distribution functions, and "ordinary"
-        residuals of emissions with lags, whose frames enter the densities of later ones.
+        ValueError: an unknown kind. NotImplementedError: emissions without distribution functions, semi-Markov models,
+        and "ordinary" residuals of emissions with lags, whose frames enter the densities of later ones.
 
     Cost: O(B T K (K + D)).
 
@@ -63,6 +63,8 @@ def pseudo_residuals(
     """
     if kind not in ("ordinary", "forecast"):
         raise ValueError(f"kind: expected 'ordinary' or 'forecast', got {kind!r}")
+    if model._duration_family() is not None:
+        raise NotImplementedError("model: pseudo-residuals of semi-Markov models are not known here")
     if kind == "ordinary" and model.emission.num_lags:
         raise NotImplementedError("kind: 'ordinary' residuals of emissions with lags are not known; take 'forecast'")
     with full_precision(model.log_initial):

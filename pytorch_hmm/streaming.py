@@ -15,6 +15,7 @@ from ._check import need_frames
 from .hmm import BaseHMM
 from .parametrize import full_precision
 from .scores import HMMPyTorch
+from .semi_markov import HSMM
 
 
 class StreamingHMMProcessor(nn.Module):
@@ -24,9 +25,12 @@ class StreamingHMMProcessor(nn.Module):
         hmm_model: any HMM module. Its initial and transition probabilities are read when a stream starts.
         chunk_size: expected frames a chunk; chunks of any size are accepted.
         overlap: look-ahead in frames: the posterior of a frame waits for `overlap` more and takes account of them.
-        decode: "posterior", or "filter" for p(z_t given x_0..t) without waiting, whatever `overlap` is.
+        decode: "posterior", or "filter" for p(z_t given x_0..t) without waiting, whatever `overlap` is; an `HSMM` takes
+            only "filter".
 
     Attributes:
+        expected_remaining: of an `HSMM`, (m, K) for the frames last returned: how many steps each state is expected to
+            last beyond them, if it is the one; None before, and of others.
         scores: what turns features into the scores of an `HMMPyTorch` whose number of states is not their width.
             None until such features come; then a linear layer, held here and not by the model, untrained (with a
             UserWarning). A trained module can be assigned instead.
@@ -52,12 +56,15 @@ class StreamingHMMProcessor(nn.Module):
             raise TypeError(f"hmm_model: expected an HMM module of pytorch_hmm, got {type(hmm_model).__name__}")
         if decode not in ("posterior", "filter"):
             raise ValueError(f"decode: expected 'posterior' or 'filter', got {decode!r}")
+        if isinstance(hmm_model, HSMM) and decode != "filter":
+            raise ValueError(f"decode: expected 'filter' of an HSMM, got {decode!r}")
         self.hmm_model = hmm_model
         self.chunk_size = need_count("chunk_size", chunk_size, 1)
         self.overlap = need_count("overlap", overlap, 0)
         self.decode = decode
         self.scores: nn.Module | None = None
-        self._state: hf.StreamState | None = None
+        self.expected_remaining: Tensor | None = None
+        self._state: hf.StreamState | hf.SemiMarkovStreamState | None = None
         self._recent: Tensor | None = None
         """The frames that the next ones' densities look back at."""
 
@@ -82,10 +89,17 @@ class StreamingHMMProcessor(nn.Module):
         model, state = self.hmm_model, self._state
         with full_precision(features):
             emission, recent = self._emission(observations)
-            if state is None:
-                lag = 0 if self.decode == "filter" else self.overlap
-                state = hf.stream_init(model.log_initial, model.log_transition, lag=lag, like=emission)
-            self._state, rows = hf.stream_step(state, emission)
+            if isinstance(model, HSMM):
+                if not isinstance(state, hf.SemiMarkovStreamState):
+                    parts = (model.log_initial, model.log_transition, model.log_duration)
+                    state = hf.semi_markov_stream_init(*(x.to(emission.dtype) for x in parts))
+                self._state, found = hf.semi_markov_stream_step(state, emission)
+                rows, self.expected_remaining = found
+            else:
+                if not isinstance(state, hf.StreamState):
+                    lag = 0 if self.decode == "filter" else self.overlap
+                    state = hf.stream_init(model.log_initial, model.log_transition, lag=lag, like=emission)
+                self._state, rows = hf.stream_step(state, emission)
             self._recent = recent
         return _probabilities(rows)
 
@@ -94,16 +108,24 @@ class StreamingHMMProcessor(nn.Module):
     @torch.no_grad()
     def flush(self) -> Tensor | None:
         """End the stream: probabilities (m, K) of the frames still waiting, or None; the next chunk starts another."""
-        if self._state is None:
+        if not isinstance(self._state, hf.StreamState):
+            self.reset()
             return None
         with full_precision(self._state.log_predicted):
             rows = hf.stream_flush(self._state)
         self.reset()
         return _probabilities(rows)
 
+    @torch.no_grad()
+    def remaining(self) -> Tensor | None:
+        """Of an `HSMM`, p(z_t, r more steps of it given x_0..t) at the last frame, (K, D_max), r from 0; else None."""
+        if not isinstance(self._state, hf.SemiMarkovStreamState):
+            return None
+        return hf.semi_markov_remaining(self._state).exp()  # type: ignore[no-any-return]
+
     def reset(self) -> None:
         """Forget the stream; the next chunk starts another."""
-        self._state = self._recent = None
+        self._state = self._recent = self.expected_remaining = None
 
     def _emission(self, observations: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores (n, K) of new frames, and the frames to keep for the next ones."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hmm_functional.emissions import StudentT, StudentTParameters
 
-from .emission import of_emission, parameter
+from .emission import of_emission
 from .gaussian import BaseGaussianEmission
+from .law import parameter
 from .parametrize import CovarianceType, Parametrized, Positive
 from .trainable import EmissionHMM, EmissionOptions, num_laws
 

@@ -43,6 +43,7 @@ class TrainableHMM(BaseHMM):
     """
 
     _online: Online | None = None
+    censored = True
     emission: Emission
 
     def __init__(
@@ -154,6 +155,7 @@ class TrainableHMM(BaseHMM):
             first, moves = count_transitions(states.reshape(-1, shape[-1]), self.num_states)
             self.initial_distribution.start(first)
             self.transition_distribution.start(moves)
+        self._start_durations(states)
         self.emission.initialize(frames, self._laws_of(states[is_read]), rng)
         return self
 
@@ -299,7 +301,7 @@ class TrainableHMM(BaseHMM):
         with full_precision(self.initial_distribution.logits):
             emission, lengths = self._emission(x, lengths)
             emission = hf.restrict_states(emission, is_allowed)
-            found: Tensor = hf.log_likelihood(self.log_initial, self.log_transition, emission, lengths=lengths)
+            found: Tensor = self._on(self._functions.log_likelihood, emission, lengths)
             return found
 
     def _family(self, variance_floor: Any = 0.0, prior: Any = None) -> Any:
@@ -311,7 +313,29 @@ class TrainableHMM(BaseHMM):
         """Which entries stay in learning; None for none."""
         chain = [True if name in frozen else self._parametrized()[name].is_fixed for name in HMMParameters._fields[:2]]
         emission = self.emission.fixed(frozen)
-        return None if chain == [None, None] and emission is None else HMMParameters(chain[0], chain[1], emission)
+        duration = self._fixed_durations(frozen)
+        if chain == [None, None] and emission is None and duration is None:
+            return None
+        return HMMParameters(chain[0], chain[1], emission, duration)
+
+    def _live(self) -> HMMParameters:
+        """The parameters, differentiable."""
+        return HMMParameters(self.log_initial, self.log_transition, self.emission.values())
+
+    def _named(self, parameters: HMMParameters) -> dict[str, Any]:
+        """The values of such parameters by the names of `_parametrized`."""
+        return {**parameters._asdict(), **self.emission.named(parameters.emission)}
+
+    def _duration_family(self, concentration: Any = 1.0) -> Any:
+        """The family of durations; None of a plain chain."""
+        return None
+
+    def _fixed_durations(self, frozen: Collection[str]) -> Any:
+        """Which entries of it stay; None for none."""
+        return None
+
+    def _start_durations(self, states: Tensor) -> None:
+        """Set it from states (..., T), -1 where there is none."""
 
     def _laws_of(self, states: Tensor) -> Tensor:
         laws = self.laws

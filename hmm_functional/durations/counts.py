@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from math import inf, log
+from math import inf, lgamma, log
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import gammaln
 
 from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held, is_any
@@ -69,7 +68,7 @@ def poisson_log_duration(rates: Array, *, max_duration: Any, min_duration: Any =
     backend = backend_of(rates=rates)
     support, (rate,) = need_rows(backend, max_duration, min_duration, rates=rates)
     extra = constant(backend, support.extra, rate)
-    fixed = constant(backend, gammaln(support.extra + 1.0), rate)
+    fixed = constant(backend, _log_factorial(support.extra), rate)
     return normalised(backend, multiply(backend, extra, backend.log(rate)) - fixed, support, rates)
 
 
@@ -103,6 +102,11 @@ def negative_binomial_log_duration(
     extra = constant(backend, support.extra, q)
     weights = multiply(backend, extra, backend.log(q)) + _log_ways(backend, total[..., 0], support)
     return normalised(backend, weights, support, probs)
+
+
+def _log_factorial(extra: Any) -> Any:
+    """log n! of NumPy's whole numbers."""
+    return np.array([lgamma(n + 1.0) for n in range(int(extra.max()) + 1)])[extra]
 
 
 def _log_ways(backend: Backend, total: Array, support: Support) -> Array:
@@ -162,7 +166,7 @@ class Poisson(DurationFamily):
         """The rates of highest expected log-probability, within 1e-12..1e13."""
         (old,), backend = parameters, backend_of(counts=counts)
         support, extra, base = _tables(self, backend, counts)
-        base = base - constant(backend, gammaln(support.extra + 1.0), counts)
+        base = base - constant(backend, _log_factorial(support.extra), counts)
         start = backend.log(backend.xp.clip(wide(backend, old), 1e-12, _LARGEST_RATE))
         found, _ = _go_on(backend, counts, base, extra, start, log(_LARGEST_RATE))
         found = used(backend, counts, backend.xp.exp(found), old)
