@@ -12,7 +12,7 @@ it may run past the end, p(duration >= d).
 The derivatives of the log-likelihoods L are probabilities of segments, sums of positive terms:
 
     likelihood(theta) = L                            its derivative: statistics
-    statistics(theta, g) = sum over b of g_b dL_b/dtheta             curvature
+    statistics(theta, g) = sum over b of g_b dL_b/dtheta, and L      curvature
     curvature(theta, v, g) = sum over b of g_b d2L_b/dtheta2 v: the library's own derivative of `statistics`
 """
 
@@ -191,13 +191,14 @@ class Counts(NamedTuple):
     """(B, T, K): posteriors of the states."""
 
 
-def counts_of(backend: Backend, theta: Theta, lengths: Array, kernel: str = "reference") -> Counts:
-    """The derivative of the log-likelihoods: a pass forward, and one back that counts."""
+def counts_of(backend: Backend, theta: Theta, lengths: Array, kernel: str = "reference") -> tuple[Counts, Array]:
+    """The derivative of the log-likelihoods, by a pass forward and one back that counts, and those themselves, (B,)."""
     xp, passed = backend.xp, forward_pass(backend, theta, lengths, kernel=kernel)
     if passed.run is not None:
         known = backend.to_numpy(xp.where(passed.scaled == -inf, 0.0, passed.scaled))
         found = (backend.asarray(x, like=theta.emission) for x in passed.run.counts(theta.tail, known))
-        return Counts(*(xp.astype(x, theta.emission.dtype, copy=False) for x in found))
+        counts = Counts(*(xp.astype(x, theta.emission.dtype, copy=False) for x in found))
+        return counts, passed.log_likelihood
     num_steps, num_states = theta.emission.shape[1:]
     size, count = lengths.shape[0], theta.duration.shape[-1]
     steps = backend.arange(num_steps, like=passed.emission)[None, :]
@@ -240,7 +241,7 @@ def counts_of(backend: Backend, theta: Theta, lengths: Array, kernel: str = "ref
     if count < num_steps:  # the step at s leaves the posteriors of s + D
         rest = xp.moveaxis(xp.flip(done, axis=0)[: num_steps - count, ...], 0, 1)
         posteriors = xp.concat([posteriors, rest], axis=1)
-    return Counts(xp.exp(starts[-1, ...]), moves, durations, ends, posteriors)
+    return Counts(xp.exp(starts[-1, ...]), moves, durations, ends, posteriors), passed.log_likelihood
 
 
 def scan_in_chunks(
@@ -351,7 +352,7 @@ def _likelihood_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, t
     ones = backend.full((size,), 1.0, like=theta[-1])
     found = backend.call(STATISTICS, encoded, [*apart, ones, lengths])
     moves = filled(backend, theta, tangents)
-    parts = [xp.sum(f * v, axis=tuple(range(1, f.ndim))) for f, v in zip(found, moves, strict=True)]
+    parts = [xp.sum(f * v, axis=tuple(range(1, f.ndim))) for f, v in zip(found[:-1], moves, strict=True)]
     return [sum(parts[1:], parts[0])]
 
 
@@ -361,13 +362,17 @@ def _likelihood_vjp(
     if cotangents[0] is None:
         return [None] * NUM_THETA
     found = backend.call(STATISTICS, encoded, [*arrays[:NUM_THETA], cotangents[0], arrays[-1]])
-    return [f if need else None for f, need in zip(found, needed, strict=True)]
+    return [f if need else None for f, need in zip(found[:-1], needed, strict=True)]
 
 
 def _statistics(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
     theta, lengths = _given(backend, arrays, arrays[-1])
-    counts = counts_of(backend, theta, lengths, encoded)
-    return _weighted(backend, Theta(*arrays[:NUM_THETA]), arrays[NUM_THETA], counts)
+    counts, value = counts_of(backend, theta, lengths, encoded)
+    return *_weighted(backend, Theta(*arrays[:NUM_THETA]), arrays[NUM_THETA], counts), value
+
+
+def _statistics_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    return *_gradient_shapes(encoded, shapes), *_likelihood_shapes(encoded, shapes)
 
 
 def _weighted(backend: Backend, theta: Theta, scale: Array, counts: Counts) -> tuple[Array, ...]:
@@ -387,18 +392,24 @@ def _statistics_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, t
         found = list(backend.call(CURVATURE, encoded, [*theta, *moves, scale, lengths]))
     if tangents[-1] is not None:
         rescaled = backend.call(STATISTICS, encoded, [*theta, tangents[-1], lengths])
-        found = [f + r for f, r in zip(found, rescaled, strict=True)]
-    return found
+        found = [f + r for f, r in zip(found, rescaled[:-1], strict=True)]
+    value: Any = 0.0
+    if any(t is not None for t in tangents[:-1]):
+        (value,) = _likelihood_jvp(backend, encoded, [*theta, lengths], (), tangents[:-1])
+    return [*found, value]
 
 
 def _statistics_vjp(
     backend: Backend, encoded: str, arrays: Any, outputs: Any, cotangents: Any, needed: Any
 ) -> Sequence[Any]:
     theta, scale, lengths = list(arrays[:NUM_THETA]), arrays[NUM_THETA], arrays[-1]
-    directions = filled(backend, theta, cotangents)
+    directions = filled(backend, theta, cotangents[:-1])
     found: list[Any] = [None] * NUM_THETA
-    if any(needed[:-1]):
+    if any(needed[:-1]) and any(c is not None for c in cotangents[:-1]):
         found = list(backend.call(CURVATURE, encoded, [*theta, *directions, scale, lengths]))
+    if any(needed[:-1]) and cotangents[-1] is not None:
+        slopes = backend.call(STATISTICS, encoded, [*theta, cotangents[-1], lengths])
+        found = [s if f is None else f + s for f, s in zip(found, slopes[:-1], strict=True)]
     change = None
     if needed[-1]:
         (change,) = _likelihood_jvp(backend, encoded, [*theta, lengths], (), directions)
@@ -410,7 +421,8 @@ def _curvature(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple
     scale, lengths = arrays[-2:]
 
     def statistics(*theta: Array) -> tuple[Array, ...]:
-        return _weighted(backend, Theta(*theta), scale, counts_of(backend, *_given(backend, theta, lengths)))
+        counts, _ = counts_of(backend, *_given(backend, theta, lengths))
+        return _weighted(backend, Theta(*theta), scale, counts)
 
     return backend.vjp(statistics, theta, moves)  # a Hessian is symmetric
 
@@ -437,8 +449,8 @@ STATISTICS = declare(
         "semi_markov_statistics",
         _statistics,
         lambda encoded: NUM_THETA + 1,
-        _gradient_shapes,
-        lambda encoded: (True,) * NUM_THETA,
+        _statistics_shapes,
+        lambda encoded: (True,) * (NUM_THETA + 1),
         _statistics_jvp,
         _statistics_vjp,
         num_gradients=_num_theta,

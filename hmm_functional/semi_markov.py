@@ -94,7 +94,7 @@ def semi_markov_forward_backward(
 
     Gradient: of every result, first order.
 
-    Cost: twice that of `semi_markov_log_likelihood`.
+    Cost: three times that of `semi_markov_log_likelihood`.
 
     References: Yu 2010, section 2.2; every number is a sum of probabilities of segments, none a difference.
 
@@ -111,8 +111,8 @@ def semi_markov_forward_backward(
     size = chain.lengths.shape[0]
     apart = [xp.broadcast_to(x, (size, *x.shape[1:])) for x in theta]
     ones = backend.full((size,), 1.0, like=theta.emission)
-    (value,) = backend.call(segments.LIKELIHOOD, kernel, [*theta, chain.lengths])
-    _, moves, durations, ends, posteriors = backend.call(segments.STATISTICS, kernel, [*apart, ones, chain.lengths])
+    found = backend.call(segments.STATISTICS, kernel, [*apart, ones, chain.lengths])
+    _, moves, durations, ends, posteriors, value = found
     posteriors = xp.where(chain.is_valid()[..., None], backend.log(posteriors), -inf)
     # what a sequence is too short for is not expected
     missing = log_duration.shape[-1] - durations.shape[-1]
