@@ -3,7 +3,8 @@
     python -m benchmarks [--quick] [--only PATTERN] [--dtype float32] [--json PATH] [--plot PATH]
 
 `--only` is a regular expression, searched for in names such as `32x1000x10/viterbi`, `ragged-128x2000x20/gradient`,
-`gmm-32x1000x10x3x80/gmm`, `long`, `start`, `quick_benchmark`, `em`.
+`gmm-32x1000x10x3x80/gmm`, `long`, `start`, `quick_benchmark`, `em`,
+`semi_markov`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from . import extras, learning, report, roofline
+from . import durations, extras, learning, report, roofline
 from .cells import CELLS, QUICK_CELLS, Cell, problem_of
 from .contenders import OURS, entrants
 from .timing import Lane, alternate, ratio, timed
@@ -154,6 +155,8 @@ def main() -> None:
         others["quick_benchmark"] = extras.quick_benchmark(2.0 if options.quick else 10.0)
     if wanted("em") and (options.only or not options.quick):
         others["em"] = learning.em()
+    if wanted("semi_markov") and (options.only or not options.quick):
+        others["semi_markov"] = durations.semi_markov()
     if wanted("long") and (options.only or not options.quick):
         others["long"] = extras.long()
     peaks = machine["roofline"]["multiply_adds_per_s"].items()

@@ -118,8 +118,8 @@ def summary(entries: list[dict[str, Any]], extras: dict[str, Any]) -> str:
     for name, result in extras.items():
         if name == "long":
             lines += [f"long, {key}: {_long(value)}" for key, value in result.items() if isinstance(value, dict)]
-        elif name == "em":
-            lines += [f"em, {key}: {_iteration(value)}" for key, value in result.items()]
+        elif name in ("em", "semi_markov"):
+            lines += [f"{name}, {key}: {_iteration(value)}" for key, value in result.items()]
         else:
             lines.append(f"{name}: " + ", ".join(f"{key} {_number(value)}" for key, value in result.items()))
     return "\n".join(lines)
@@ -163,7 +163,7 @@ def plot(entries: list[dict[str, Any]], path: str) -> None:
 def _iteration(result: dict[str, Any]) -> str:
     seconds = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in result["seconds"].items())
     ratios = ", ".join(f"{name} {value:.2g}" for name, value in result["ratios"].items())
-    return f"{'pass' if result['is_within'] else 'FAIL'}: {seconds}; times ours: {ratios} (target 3)"
+    return f"{'pass' if result['is_within'] else 'FAIL'}: {seconds}; times ours: {ratios} (target {result['target']:g})"
 
 
 def _long(result: dict[str, Any]) -> str:
