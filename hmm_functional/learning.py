@@ -26,7 +26,7 @@ from .emissions.moments import wide
 from .gradient import STATISTICS
 from .likelihood import forward_pass
 from .structure import Dense, gather
-from .transition import Banded, Sparse, canonical, own_shape
+from .transition import Banded, Sparse, canonical, own_shape, with_weights
 
 
 class Family(Protocol):
@@ -51,6 +51,7 @@ class Family(Protocol):
 class HMMParameters(NamedTuple):
     """A model: log p(z_0) (K,), the transition without batch axes, and the emission family's parameters.
 
+    A transition of each sequence's own that varies in time, (..., T-1, K, K), has such counts, too: p(z_t, z_{t+1}).
     R models of one form learn together, see `together`: (R, K), (R, K, K), and emissions of R K states.
     """
 
@@ -166,7 +167,8 @@ def _pass(
 ) -> tuple[Array, Array, Any, Array]:
     """Log-likelihood, initial counts, transition counts, and posteriors (..., T, K), all weighted."""
     chain = chain_of(initial, transition, emission, lengths=lengths)
-    if not models and (chain.initial.shape[0] != 1 or chain.weights[0].shape[0] != 1):
+    is_constant = chain.weights[0].shape[1] == 1 and chain.num_steps > 2
+    if not models and (chain.initial.shape[0] != 1 or (chain.weights[0].shape[0] != 1 and is_constant)):
         raise ValueError("parameters: expected one model for all sequences, got batch axes in its chain")
     backend, xp, size = chain.backend, chain.backend.xp, chain.emission.shape[0]
     scale = backend.full((size,), 1.0, like=chain.emission)
@@ -177,7 +179,8 @@ def _pass(
     elif method == "em":
         likelihood, posteriors, counts = _expected(chain, scale, kernel, models)
         if not models:
-            counts = own_shape(backend, transition, counts)
+            each_own = chain.weights[0].shape[0] != 1
+            counts = own_shape(backend, transition, tuple(map(chain.unflatten, counts)) if each_own else counts)
     else:
         raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
     likelihood = wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale)
@@ -205,7 +208,8 @@ def _expected(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) 
     """Log-likelihoods (B,), posteriors (B, T, K), transition counts; the last two weighted by scale (B,)."""
     backend, xp = chain.backend, chain.backend.xp
     arrays = chain_arrays(chain, kernel)
-    is_plain = not backend.records(arrays.theta) and chain.weights[0].shape[1] == 1
+    is_one = bool(models) or chain.weights[0].shape[0] == 1
+    is_plain = not backend.records(arrays.theta) and chain.weights[0].shape[1] == 1 and is_one
     if is_plain and (whole := fused(chain, kernel)) is not None:
         quantities, call = whole
         meets = quantities.meets(call, True)
@@ -219,7 +223,9 @@ def _expected(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) 
         posteriors, counts = found[-2], found[1:-2]
     if models:
         return likelihood, posteriors, xp.sum(xp.reshape(counts[0], (*models, -1, *counts[0].shape[-2:])), axis=1)
-    slots = chain.weights[0].shape[1]
+    size, slots = chain.weights[0].shape[:2]
+    if size != 1:
+        return likelihood, posteriors, tuple(counts)
     return likelihood, posteriors, tuple(c[0, 0, ...] if slots == 1 else c[0, ...] for c in counts)
 
 
@@ -298,23 +304,16 @@ def _maximize_transition(counts: Any, log_transition: Any, concentration: Any, i
         return maximize_probabilities(backend, counts, log_transition, concentration, is_fixed)
     (structure, (weights,)), backend = canonical(log_transition), backend_of(counts=counts)
     edges = cast(Edges, on_device(structure, backend, weights))
-    (counts,) = canonical(_like(log_transition, counts))[1]
+    (counts,) = canonical(with_weights(log_transition, counts))[1]
     if not isinstance(is_fixed, bool | None):
         numbers = backend.xp.astype(is_fixed, weights.dtype)
-        is_fixed = canonical(_like(log_transition, numbers))[1][0] > 0
+        is_fixed = canonical(with_weights(log_transition, numbers))[1][0] > 0
 
     def of_source(x: Array) -> Array:
         return gather(backend, edges.sum_by_source(backend, x), edges.tables[0])
 
     found = maximize_groups(backend, counts, weights, concentration, is_fixed, of_source)
-    return _like(log_transition, own_shape(backend, log_transition, (found,), -inf))
-
-
-def _like(transition: Banded | Sparse, values: Array) -> Banded | Sparse:
-    """The same structure with other values."""
-    if isinstance(transition, Banded):
-        return Banded(values, transition.offsets)
-    return Sparse(values, transition.sources, transition.targets, transition.num_states)
+    return with_weights(log_transition, own_shape(backend, log_transition, (found,), -inf))
 
 
 def log_prior(parameters: HMMParameters, family: Family, priors: Priors | None = None) -> Any:

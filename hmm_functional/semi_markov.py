@@ -8,10 +8,10 @@ from typing import Any
 from . import segments
 from ._check import broadcast_batch, need_count, need_floating, need_shape
 from ._types import SemiMarkovPath, SemiMarkovPosterior, SemiMarkovViterbi
-from .backend import Array, Backend, Rng, backend_of
+from .backend import Array, Rng, backend_of
 from .chain import Chain, chain_of
 from .kernels.registry import check_name
-from .numerics import accurate_sum, draw, logsumexp
+from .numerics import accurate_sum, draw, log_tail
 from .segments import Theta
 
 
@@ -343,19 +343,7 @@ def _theta(
     else:
         durations = xp.broadcast_to(log_duration, (*chain.batch_shape, *log_duration.shape[-2:]))
         durations = xp.reshape(durations, (-1, *log_duration.shape[-2:]))
-    tail = _at_least(backend, durations) if censored else durations
+    tail = log_tail(backend, durations) if censored else durations
     count = min(durations.shape[-1], num_steps)
     parts = (chain.initial, moves[:, 0, ...], durations[..., :count], tail[..., :count], chain.emission)
     return chain, Theta(*(xp.astype(x, dtype, copy=False) for x in parts))
-
-
-def _at_least(backend: Backend, log_duration: Array) -> Array:
-    """log p(duration >= d) from log p(duration = d), summed from the longest, so that no tail is lost."""
-    xp = backend.xp
-
-    def both(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
-        return (logsumexp(backend, xp.stack([first[0], second[0]], axis=-1)),)
-
-    longest_first = xp.flip(xp.moveaxis(log_duration, -1, 0), axis=0)
-    (found,) = backend.associative_scan(both, (longest_first,))
-    return xp.moveaxis(xp.flip(found, axis=0), 0, -1)

@@ -231,8 +231,12 @@ class BaseHMM(AssignableModule, ABC):
     def _call(self, function: Callable[..., Any], x: Tensor, lengths: Any, **options: Any) -> Any:
         """A chain function of this model and these observations."""
         with full_precision(self.initial_distribution.logits):
-            emission, lengths = self._emission(x, lengths)
-            return function(self.log_initial, self.log_transition, emission, lengths=lengths, **options)
+            emission, ends = self._emission(x, lengths)
+            return function(self.log_initial, self._transitions(x, ends), emission, lengths=ends, **options)
+
+    def _transitions(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """What chain functions take as the transition, of observations as they were given."""
+        return self.log_transition
 
     def _emission(self, x: Tensor, lengths: Any) -> tuple[Tensor, Tensor | None]:
         """Scores (..., T, K) of observations, 0 where unobserved, and the lengths."""
