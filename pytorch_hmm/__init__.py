@@ -2,6 +2,14 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .compat import (
+    create_duration_constrained_matrix,
+    create_left_to_right_matrix,
+    create_phoneme_aware_transitions,
+    create_prosody_aware_transitions,
+    create_skip_state_matrix,
+    create_transition_matrix,
+)
 from .convert import from_dynamax, from_hmmlearn, from_pomegranate, to_dynamax, to_hmmlearn, to_pomegranate
 from .data import Batch
 from .discrete import (
@@ -16,6 +24,7 @@ from .emission import Emission
 from .fit import FitReport, NotConverged, Progress
 from .gaussian import GaussianEmission, GaussianHMM
 from .hmm import BaseHMM
+from .input_driven import InputDrivenHMM
 from .layers import HMMLayer
 from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
 from .product import ProductEmission
@@ -46,6 +55,7 @@ __all__ = [
     "GaussianHMM",
     "HMMLayer",
     "HMMPyTorch",
+    "InputDrivenHMM",
     "LinearRegressionEmission",
     "LinearRegressionHMM",
     "MixtureGaussianEmission",
@@ -61,6 +71,12 @@ __all__ = [
     "StudentTEmission",
     "StudentTHMM",
     "__version__",
+    "create_duration_constrained_matrix",
+    "create_left_to_right_matrix",
+    "create_phoneme_aware_transitions",
+    "create_prosody_aware_transitions",
+    "create_skip_state_matrix",
+    "create_transition_matrix",
     "from_dynamax",
     "from_hmmlearn",
     "from_pomegranate",

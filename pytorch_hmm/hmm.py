@@ -62,6 +62,7 @@ class BaseHMM(AssignableModule, ABC):
     _wanted = "finite observations"
     _marginalizes = False
     _num_lags = 0
+    _has_context = False
 
     def __init__(
         self,
