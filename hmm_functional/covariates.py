@@ -129,8 +129,7 @@ def maximize_logistic_transitions(
     Raises:
         TypeError: not floating-point arrays of one library. ValueError: shapes, a negative ridge.
 
-    Cost: num_steps times O(B T K (K P)^2), and K solutions of K (P + 1) equations; computed in float64. Under a trace
-    all steps are written out.
+    Cost: num_steps times O(B T K (K P)^2), and K solutions of K (P + 1) equations; computed in float64.
 
     References: Boyd and Vandenberghe 2004, section 9.5; Visser and Speekenbrink 2010, section 2.4.
 
@@ -204,30 +203,39 @@ class _Regression:
 
     def maximum(self, theta: Array, num_steps: int) -> Array:
         """Newton's method from theta; no step lowers the value."""
-        backend, xp = self.backend, self.backend.xp
-        value, total = self.value(theta), xp.sum(self.counts)
-        is_known = not backend.is_traced(value)
+        value = self.value(theta)
+        carry = theta, value, value != value
+        if self.backend.is_traced(value) and num_steps:
+            steps = self.backend.arange(num_steps, like=theta)
+            (theta, _, _), _ = self.backend.scan(lambda carry, _: (self.step(carry), None), carry, steps)
+            return theta
         for _ in range(num_steps):
-            gradient, hessian = self.derivatives(theta)
-            flat = (1, theta.shape[0] * theta.shape[1])
-            size, free = xp.sqrt(xp.reshape(xp.linalg.diagonal(hessian), flat)), xp.reshape(self.free, flat)
-            step = solve_semidefinite(backend, hessian[None, ...], xp.reshape(gradient, (*flat, 1)), size, free)
-            step = xp.reshape(step, theta.shape)
-            promised = 0.5 * xp.sum(gradient * step)
-            is_open = promised > LEAST_GAIN * total
-            length = 1.0
-            for _ in range(NUM_SHORTENINGS):
-                if is_known and not bool(is_open):
-                    break
-                new = theta + length * step
-                found = self.value(new)
-                is_taken = is_open & (found >= value + 1e-4 * length * promised)
-                theta, value = xp.where(is_taken, new, theta), xp.where(is_taken, found, value)
-                is_open = is_open & ~is_taken
-                length *= 0.25
-            if is_known and (length == 1.0 or bool(is_open)):  # no step was worth a try, or none was any better
+            carry = self.step(carry)
+            if bool(carry[2]):
                 break
-        return theta
+        return carry[0]
+
+    def step(self, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        """(theta, value, _) after one of Newton's steps, and whether none was worth a try, or none any better."""
+        backend, xp, (theta, value, _) = self.backend, self.backend.xp, carry
+        gradient, hessian = self.derivatives(theta)
+        flat = (1, theta.shape[0] * theta.shape[1])
+        size, free = xp.sqrt(xp.reshape(xp.linalg.diagonal(hessian), flat)), xp.reshape(self.free, flat)
+        step = solve_semidefinite(backend, hessian[None, ...], xp.reshape(gradient, (*flat, 1)), size, free)
+        step = xp.reshape(step, theta.shape)
+        promised = 0.5 * xp.sum(gradient * step)
+        is_open, length = promised > LEAST_GAIN * xp.sum(self.counts), 1.0
+        is_last, is_known = ~is_open, not backend.is_traced(value)
+        for _ in range(NUM_SHORTENINGS):
+            if is_known and not bool(is_open):
+                break
+            new = theta + length * step
+            found = self.value(new)
+            is_taken = is_open & (found >= value + 1e-4 * length * promised)
+            theta, value = xp.where(is_taken, new, theta), xp.where(is_taken, found, value)
+            is_open = is_open & ~is_taken
+            length *= 0.25
+        return theta, value, is_last | is_open
 
     def value(self, theta: Array) -> Array:
         """Expected log-probability less the penalty."""
@@ -241,8 +249,9 @@ class _Regression:
         inner = xp.zeros_like(theta)
         outer, same = xp.zeros_like(theta[:, :, None] * theta[:1, None, :]), 0.0
         length = max(1, WORKSPACE // (4 * num_states * width))
-        for start in range(0, max(1, self.counts.shape[0]), length):
-            counts, x = (part[start : start + length, :] for part in (self.counts, self.regressors))
+        total = self.counts.shape[0]
+        for start in range(0, max(1, total), length):
+            counts, x = (part[start : min(start + length, total), :] for part in (self.counts, self.regressors))
             n = xp.sum(counts, axis=-1, keepdims=True)
             p = xp.exp(self._log_probs(x, theta))
             inner = inner + turn(counts - n * p) @ x
