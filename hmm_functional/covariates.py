@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 from typing import Any, NamedTuple
 
 from ._check import broadcast_batch, need_count, need_floating, need_shape
@@ -88,7 +88,7 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
         )
     structure = on_device(structure, backend, base)
     (slopes,) = canonical(with_weights(biases, xp.moveaxis(weights, -1, 0)))[1]  # (P, *base)
-    moved = inputs[..., 1:, :] @ xp.reshape(slopes, (slopes.shape[0], -1))
+    moved = inputs[..., 1:, :] @ xp.reshape(slopes, (slopes.shape[0], prod(base.shape)))
     scores = xp.reshape(moved, (*moved.shape[:-1], *base.shape)) + base
     found = normalize_rows(backend, structure, scores)
     return with_weights(biases, own_shape(backend, biases, (found,), -inf))
@@ -155,9 +155,10 @@ def maximize_logistic_transitions(
     need_at_least("ridge", ridge, 0.0)
     need_count("num_steps", num_steps, 0)
     batch = broadcast_batch({"pairs": tuple(pairs.shape[:-3]), "inputs": tuple(inputs.shape[:-2])})
-    counts = xp.reshape(xp.broadcast_to(pairs, (*batch, *pairs.shape[-3:])), (-1, num_states, num_states))
+    size = prod(batch) * slots
+    counts = xp.reshape(xp.broadcast_to(pairs, (*batch, *pairs.shape[-3:])), (size, num_states, num_states))
     regressors = xp.broadcast_to(inputs, (*batch, *inputs.shape[-2:]))[..., 1:, :]
-    regressors = wide(backend, xp.reshape(regressors, (-1, num_inputs)))
+    regressors = wide(backend, xp.reshape(regressors, (size, num_inputs)))
     counts = wide(backend, counts)
     is_read = xp.sum(counts, axis=(1, 2))[:, None] > 0
     regressors = xp.concat([xp.where(is_read, regressors, 0.0), xp.ones_like(counts[:, 0, :1])], axis=1)
@@ -258,7 +259,7 @@ class _Regression:
             outer = outer + (turn(n * p)[:, None, :] * turn(x)[None, :, :]) @ x
             mixed = xp.reshape(p[:, :, None] * x[:, None, :], (-1, num_states * width))
             same = same + turn(n * mixed) @ mixed
-        is_weight = xp.where(backend.arange(width, like=theta) < width - 1, self.ridge, 0.0) + xp.zeros_like(theta)
+        is_weight = xp.where(backend.arange(width, like=theta) < width - 1, self.ridge, xp.zeros_like(theta))
         apart = xp.eye(num_states, dtype=theta.dtype)
         blocks = backend.asarray(apart, like=theta)[:, None, :, None] * outer[:, :, None, :]
         hessian = xp.reshape(blocks, (num_states * width, num_states * width)) - same

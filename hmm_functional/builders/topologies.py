@@ -81,7 +81,7 @@ def forward_bands(
         return Banded(log_like(bands, like), tuple(offsets.tolist()))
     matrix = np.zeros((num_states, num_states))
     for offset, band in zip(offsets.tolist(), bands, strict=True):
-        source = np.arange(num_states)[max(0, -offset) : num_states - max(0, offset)]
+        source = np.arange(num_states)[max(0, -offset) : max(0, num_states - max(0, offset))]
         matrix[source, source + offset] = band[source]
     return log_like(matrix, like)
 
