@@ -87,7 +87,9 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
             f"weights: expected shape {shape}, that of the biases and P inputs, got {tuple(weights.shape)}"
         )
     structure = on_device(structure, backend, base)
-    (slopes,) = canonical(with_weights(biases, xp.moveaxis(weights, -1, 0)))[1]  # (P, *base)
+    (slopes,) = canonical(with_weights(biases, xp.permute_dims(weights, (weights.ndim - 1, *range(weights.ndim - 1)))))[
+        1
+    ]  # (P, *base)
     moved = inputs[..., 1:, :] @ xp.reshape(slopes, (slopes.shape[0], prod(base.shape)))
     scores = xp.reshape(moved, (*moved.shape[:-1], *base.shape)) + base
     found = normalize_rows(backend, structure, scores)

@@ -37,9 +37,10 @@ def log_tail(backend: Backend, log_duration: Array) -> Array:
     def both(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
         return (logsumexp(backend, xp.stack([first[0], second[0]], axis=-1)),)
 
-    longest_first = xp.flip(xp.moveaxis(log_duration, -1, 0), axis=0)
+    rank = log_duration.ndim
+    longest_first = xp.flip(xp.permute_dims(log_duration, (rank - 1, *range(rank - 1))), axis=0)
     (found,) = backend.associative_scan(both, (longest_first,))
-    return xp.moveaxis(xp.flip(found, axis=0), 0, -1)
+    return xp.permute_dims(xp.flip(found, axis=0), (*range(1, rank), 0))
 
 
 def multiply(backend: Backend, weight: Array, x: Array) -> Array:

@@ -75,6 +75,13 @@ def test_transitions(name, form):
             np.testing.assert_allclose(values, expected[..., k, k + o], rtol=1e-12, atol=1e-14)
 
 
+def test_under_vmap():
+    weights, biases = (torch.from_numpy(x) for x in law())
+    inputs = torch.randn(3, T, P, dtype=torch.float64)
+    found = torch.vmap(lambda x: hf.logistic_transitions(x, weights, biases))(inputs)
+    torch.testing.assert_close(found, hf.logistic_transitions(inputs, weights, biases))
+
+
 def test_gradients():
     weights, biases = (torch.from_numpy(x).requires_grad_() for x in law(zeros=False))
     inputs = torch.randn(4, P, dtype=torch.float64, requires_grad=True)

@@ -218,3 +218,21 @@ def test_a_state_without_durations_is_refused():
     law[1] = -np.inf
     with pytest.raises(ValueError, match="state 1 has none"):
         hf.duration_chain(*model()[:2], law)
+
+
+def test_under_vmap():
+    """A batch of models, each of its own law, is what they are one by one."""
+    initial, transition, emission = (torch.from_numpy(x) for x in model(7))
+    laws = torch.randn(2, K, 4, dtype=torch.float64).log_softmax(-1)
+    probs = torch.rand(2, K, dtype=torch.float64)
+
+    def both(law, probs):
+        chains = (
+            hf.duration_chain(initial, transition, law),
+            hf.negative_binomial_chain(initial, transition, COUNTS, probs),
+        )
+        return torch.stack([likelihood(chain, emission, False) for chain in chains])
+
+    torch.testing.assert_close(
+        torch.vmap(both)(laws, probs), torch.stack([both(*pair) for pair in zip(laws, probs, strict=True)])
+    )
