@@ -54,7 +54,7 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
 
     Cost: O(B T K^2 P) time and O(B T K^2) memory, the size of the result; E in the place of K^2 for structures.
 
-    References: Bengio and Frasconi 1995; Visser and Speekenbrink 2010, section 2.2 (multinomial logistic transitions).
+    References: Bengio and Frasconi 1995; Visser and Speekenbrink 2010 (multinomial logistic transitions).
 
     Example:
         >>> import torch, hmm_functional as hf
@@ -133,7 +133,7 @@ def maximize_logistic_transitions(
 
     Cost: num_steps times O(B T K (K P)^2), and K solutions of K (P + 1) equations; computed in float64.
 
-    References: Boyd and Vandenberghe 2004, section 9.5; Visser and Speekenbrink 2010, section 2.4.
+    References: Boyd and Vandenberghe 2004, section 9.5; Visser and Speekenbrink 2010.
 
     Example:
         >>> import torch, hmm_functional as hf

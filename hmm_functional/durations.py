@@ -41,12 +41,12 @@ def duration_chain(log_initial: Array, log_transition: Any, log_duration: Array)
         TypeError: not floating-point arrays of one library. ValueError: shapes, a finite diagonal, or a state without
         any duration.
 
-    Gradient: of everything. Under torch.compile it is made outside and passed in; jax.jit and torch.func take it inside.
+    Gradient: of everything. With torch.compile make it outside, and pass it in; jax.jit and torch.func take it inside.
 
     Cost: N is at most K D_max. A step of the chain costs its edges, O(K D_max) and one for each duration and change
     of state; `semi_markov_log_likelihood` costs O(K (D_max + K)), which is less where many states follow each other.
 
-    References: Ferguson 1980; Johnson 2005 (expanded state HMMs).
+    References: Ferguson 1980; Russell and Moore 1985; Johnson 2005.
 
     Example:
         >>> import torch, hmm_functional as hf
@@ -105,7 +105,7 @@ def negative_binomial_chain(
     Cost: O(K max(min_duration, r)) substates; edges O(K r^2) and r for each change of state, or, for r up to
     min_duration, two a substate.
 
-    References: Johnson and Willsky 2013, section 3; Rabiner and Levinson 1985 (chains of equal self-loops).
+    References: Johnson and Willsky 2014 (negative binomial durations as chains).
 
     Example:
         >>> import torch, hmm_functional as hf

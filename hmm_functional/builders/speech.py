@@ -64,7 +64,7 @@ def from_durations(
     Raises:
         ValueError: no durations, or one of less than a frame for each of the phone's states.
 
-    References: Rabiner 1989, equation 5 (the duration of a state).
+    References: Rabiner 1989, equations 5 and 6 (how long a state lasts).
 
     Example:
         >>> import hmm_functional as hf
