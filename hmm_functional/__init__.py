@@ -1,9 +1,28 @@
 """Hidden Markov models as pure functions of torch, JAX or NumPy arrays: exact, batched, differentiable."""
 
-from ._types import Forward, ForwardBackward, SemiMarkovPath, SemiMarkovPosterior, SemiMarkovViterbi, Viterbi
+from ._types import (
+    ExpandedChain,
+    Forward,
+    ForwardBackward,
+    SemiMarkovPath,
+    SemiMarkovPosterior,
+    SemiMarkovViterbi,
+    Viterbi,
+)
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
-from .builders import ergodic, from_mask, left_to_right
+from .builders import (
+    Hierarchy,
+    duration_constrained,
+    ergodic,
+    from_durations,
+    from_mask,
+    hierarchical,
+    left_to_right,
+    prosodic,
+)
+from .covariates import LogisticTransitions, logistic_transitions, maximize_logistic_transitions
 from .decode import log_joint, viterbi, viterbi_k_best
+from .durations.chains import duration_chain, negative_binomial_chain
 from .emissions import (
     bernoulli_log_prob,
     categorical_log_prob,
@@ -47,8 +66,11 @@ from .transition import Banded, LowRank, Sparse
 
 __all__ = [
     "Banded",
+    "ExpandedChain",
     "Forward",
     "ForwardBackward",
+    "Hierarchy",
+    "LogisticTransitions",
     "LowRank",
     "SemiMarkovFiltered",
     "SemiMarkovPath",
@@ -60,23 +82,31 @@ __all__ = [
     "Viterbi",
     "bernoulli_log_prob",
     "categorical_log_prob",
+    "duration_chain",
+    "duration_constrained",
     "ergodic",
     "expected_transitions",
     "forecast",
     "forward",
     "forward_backward",
+    "from_durations",
     "from_mask",
     "gaussian_log_prob",
     "gmm_log_likelihood",
+    "hierarchical",
     "left_to_right",
     "linear_regression_log_prob",
     "log_joint",
     "log_likelihood",
+    "logistic_transitions",
     "mask_emission",
+    "maximize_logistic_transitions",
+    "negative_binomial_chain",
     "pair_posteriors",
     "poisson_log_prob",
     "posterior_decode",
     "posterior_entropy",
+    "prosodic",
     "restrict_states",
     "sample",
     "sample_posterior",

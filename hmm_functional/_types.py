@@ -56,3 +56,16 @@ class SemiMarkovPath(NamedTuple):
 
     states: Array
     is_start: Array
+
+
+class ExpandedChain(NamedTuple):
+    """A semi-Markov model as a plain chain of N substates; emissions of these are `log_emission[..., states]`."""
+
+    log_initial: Array
+    """(N,)"""
+    log_transition: Any
+    """(N, N), `Banded` or `Sparse`."""
+    log_final: Array
+    """(N,): log weight of a segment's end after each substate, for sequences that end with a segment."""
+    states: Array
+    """(N,) integers: the state of each substate."""

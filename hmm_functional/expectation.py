@@ -41,6 +41,7 @@ class Family(Protocol):
 class HMMParameters(NamedTuple):
     """A model: log p(z_0) (K,), the transition without batch axes, and the emission family's parameters.
 
+    A transition of each sequence's own that varies in time, (..., T-1, K, K), has such counts, too: p(z_t, z_{t+1}).
     R models of one form learn together, see `together`: (R, K), (R, K, K), and emissions of R K states.
     """
 
@@ -161,7 +162,8 @@ def _pass(
 ) -> tuple[Array, Array, Any, Array]:
     """Log-likelihood, initial counts, transition counts, and posteriors (..., T, K), all weighted."""
     chain = chain_of(initial, transition, emission, lengths=lengths)
-    if not models and (chain.initial.shape[0] != 1 or chain.weights[0].shape[0] != 1):
+    is_constant = chain.weights[0].shape[1] == 1 and chain.num_steps > 2
+    if not models and (chain.initial.shape[0] != 1 or (chain.weights[0].shape[0] != 1 and is_constant)):
         raise ValueError("parameters: expected one model for all sequences, got batch axes in its chain")
     backend, xp, size = chain.backend, chain.backend.xp, chain.emission.shape[0]
     scale = backend.full((size,), 1.0, like=chain.emission)
@@ -172,7 +174,8 @@ def _pass(
     elif method == "em":
         likelihood, posteriors, counts = _expected(chain, scale, kernel, models)
         if not models:
-            counts = own_shape(backend, transition, counts)
+            each_own = chain.weights[0].shape[0] != 1
+            counts = own_shape(backend, transition, tuple(map(chain.unflatten, counts)) if each_own else counts)
     else:
         raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
     likelihood = wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale)
@@ -266,7 +269,8 @@ def _expected(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) 
     """Log-likelihoods (B,), posteriors (B, T, K), transition counts; the last two weighted by scale (B,)."""
     backend, xp = chain.backend, chain.backend.xp
     arrays = chain_arrays(chain, kernel)
-    is_plain = not backend.records(arrays.theta) and chain.weights[0].shape[1] == 1
+    is_one = bool(models) or chain.weights[0].shape[0] == 1
+    is_plain = not backend.records(arrays.theta) and chain.weights[0].shape[1] == 1 and is_one
     if is_plain and (whole := fused(chain, kernel)) is not None:
         quantities, call = whole
         meets = quantities.meets(call, True)
@@ -280,7 +284,9 @@ def _expected(chain: Chain, scale: Array, kernel: str, models: tuple[int, ...]) 
         posteriors, counts = found[-2], found[1:-2]
     if models:
         return likelihood, posteriors, xp.sum(xp.reshape(counts[0], (*models, -1, *counts[0].shape[-2:])), axis=1)
-    slots = chain.weights[0].shape[1]
+    size, slots = chain.weights[0].shape[:2]
+    if size != 1:
+        return likelihood, posteriors, tuple(counts)
     return likelihood, posteriors, tuple(c[0, 0, ...] if slots == 1 else c[0, ...] for c in counts)
 
 

@@ -25,7 +25,7 @@ from .expectation import HMMParameters as HMMParameters
 from .expectation import Statistics as Statistics
 from .expectation import expected_statistics as expected_statistics
 from .structure import gather
-from .transition import Banded, Sparse, canonical, own_shape
+from .transition import Banded, Sparse, canonical, own_shape, with_weights
 
 
 class Priors(NamedTuple):
@@ -101,23 +101,16 @@ def _maximize_transition(counts: Any, log_transition: Any, concentration: Any, i
         return maximize_probabilities(backend, counts, log_transition, concentration, is_fixed)
     (structure, (weights,)), backend = canonical(log_transition), backend_of(counts=counts)
     edges = cast(Edges, on_device(structure, backend, weights))
-    (counts,) = canonical(_like(log_transition, counts))[1]
+    (counts,) = canonical(with_weights(log_transition, counts))[1]
     if not isinstance(is_fixed, bool | None):
         numbers = backend.xp.astype(is_fixed, weights.dtype)
-        is_fixed = canonical(_like(log_transition, numbers))[1][0] > 0
+        is_fixed = canonical(with_weights(log_transition, numbers))[1][0] > 0
 
     def of_source(x: Array) -> Array:
         return gather(backend, edges.sum_by_source(backend, x), edges.tables[0])
 
     found = maximize_groups(backend, counts, weights, concentration, is_fixed, of_source)
-    return _like(log_transition, own_shape(backend, log_transition, (found,), -inf))
-
-
-def _like(transition: Banded | Sparse, values: Array) -> Banded | Sparse:
-    """The same structure with other values."""
-    if isinstance(transition, Banded):
-        return Banded(values, transition.offsets)
-    return Sparse(values, transition.sources, transition.targets, transition.num_states)
+    return with_weights(log_transition, own_shape(backend, log_transition, (found,), -inf))
 
 
 def log_prior(

@@ -30,6 +30,19 @@ def softmax(backend: Backend, x: Array, axis: int | tuple[int, ...] = -1) -> Arr
     return p / xp.where(total == 0, 1.0, total)
 
 
+def log_tail(backend: Backend, log_duration: Array) -> Array:
+    """log p(duration >= d) from log p(duration = d), summed from the longest, so that no tail is lost."""
+    xp = backend.xp
+
+    def both(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
+        return (logsumexp(backend, xp.stack([first[0], second[0]], axis=-1)),)
+
+    rank = log_duration.ndim
+    longest_first = xp.flip(xp.permute_dims(log_duration, (rank - 1, *range(rank - 1))), axis=0)
+    (found,) = backend.associative_scan(both, (longest_first,))
+    return xp.permute_dims(xp.flip(found, axis=0), (*range(1, rank), 0))
+
+
 def multiply(backend: Backend, weight: Array, x: Array) -> Array:
     """weight * x, and 0 where the weight is 0, whatever x is there."""
     xp = backend.xp
@@ -80,3 +93,24 @@ def draw(backend: Backend, terms: Array, luck: Array, rank: Any) -> Array:
     is_below = below <= luck[..., None] * shrink * below[..., -1:]
     place = xp.sum(xp.astype(is_below, backend.index_dtype()), axis=-1)
     return xp.clip(place, max=terms.shape[-1] - 1)  # where nothing can be drawn
+
+
+def solve_semidefinite(backend: Backend, matrix: Array, right: Array, size: Array, free: Array | None = None) -> Array:
+    """x of matrix x = right in least squares, 0 along directions in which nothing but rounding errors is left.
+
+    Args:
+        matrix: (..., n, n), symmetric and semi-definite.
+        right: (..., n, m).
+        size: (..., n), roots of what the diagonal was before anything was taken from it; x is 0 where it is 0.
+        free: (..., n), 1, or 0 where x is 0.
+    """
+    xp = backend.xp
+    count = matrix.shape[-1]
+    scale = xp.where(size > 0, 1.0 / xp.where(size > 0, size, 1.0), 0.0)
+    if free is not None:
+        scale = scale * free
+    values, vectors = xp.linalg.eigh(matrix * scale[..., :, None] * scale[..., None, :])
+    is_known = values > 64 * count * float(xp.finfo(matrix.dtype).eps)
+    inverse = xp.where(is_known, 1.0 / xp.where(is_known, values, 1.0), 0.0)
+    found = inverse[..., None] * (xp.matrix_transpose(vectors) @ (right * scale[..., None]))
+    return (vectors @ found) * scale[..., None]

@@ -11,7 +11,7 @@ from ._types import SemiMarkovPath, SemiMarkovPosterior, SemiMarkovViterbi
 from .backend import Array, Backend, Rng, backend_of
 from .chain import Chain, chain_of
 from .kernels.registry import check_name
-from .numerics import accurate_sum, draw, logsumexp
+from .numerics import accurate_sum, draw, log_tail
 from .segments import Theta
 
 
@@ -143,9 +143,9 @@ def semi_markov_completed(log_duration: Array, expected_ends: Array) -> Array:
     """
     backend = backend_of(log_duration=log_duration, expected_ends=expected_ends)
     xp = backend.xp
-    at_least = log_at_least(backend, log_duration)
+    at_least = log_tail(backend, log_duration)
     share = backend.log(expected_ends) - xp.where(at_least == -inf, 0.0, at_least)
-    reached = xp.flip(log_at_least(backend, xp.flip(share, axis=-1)), axis=-1)
+    reached = xp.flip(log_tail(backend, xp.flip(share, axis=-1)), axis=-1)
     return xp.exp(log_duration + reached)
 
 
@@ -362,7 +362,7 @@ def _theta(
     else:
         durations = xp.broadcast_to(log_duration, (*chain.batch_shape, *log_duration.shape[-2:]))
         durations = xp.reshape(durations, (-1, *log_duration.shape[-2:]))
-    tail = log_at_least(backend, durations) if censored else durations
+    tail = log_tail(backend, durations) if censored else durations
     count = min(durations.shape[-1], num_steps)
     parts = (chain.initial, moves[:, 0, ...], durations[..., :count], tail[..., :count], chain.emission)
     return chain, Theta(*(xp.astype(x, dtype, copy=False) for x in parts))
@@ -378,15 +378,3 @@ def steps_since(backend: Backend, is_start: Array) -> Array:
         return (xp.maximum(first[0], second[0]),)
 
     return steps - xp.moveaxis(backend.associative_scan(later, (begun,))[0], 0, -1)
-
-
-def log_at_least(backend: Backend, log_duration: Array) -> Array:
-    """log p(duration >= d) from log p(duration = d), summed from the longest, so that no tail is lost."""
-    xp = backend.xp
-
-    def both(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
-        return (logsumexp(backend, xp.stack([first[0], second[0]], axis=-1)),)
-
-    longest_first = xp.flip(xp.moveaxis(log_duration, -1, 0), axis=0)
-    (found,) = backend.associative_scan(both, (longest_first,))
-    return xp.moveaxis(xp.flip(found, axis=0), 0, -1)

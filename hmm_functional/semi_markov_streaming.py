@@ -10,8 +10,8 @@ from ._check import broadcast_batch, need_count, need_floating, need_shape
 from ._types import Forward
 from .backend import Array, Backend, backend_of
 from .chain import chain_of
-from .numerics import log_normalize, logsumexp, softmax
-from .semi_markov import log_at_least, semi_markov_log_likelihood
+from .numerics import log_normalize, log_tail, logsumexp, softmax
+from .semi_markov import semi_markov_log_likelihood
 
 
 class SemiMarkovStreamState(NamedTuple):
@@ -109,7 +109,7 @@ def semi_markov_stream_step(
     if log_emission_chunk.shape[-2] == 0:
         rows = backend.full((*batch, 0, num_states), 0.0, like=state.log_begin)
         return state, SemiMarkovFiltered(rows, rows)
-    tail = log_at_least(backend, state.log_duration)
+    tail = log_tail(backend, state.log_duration)
     left = _expected_remaining(backend, tail)
 
     def step(carry: Any, e: Array) -> tuple[Any, Any]:
@@ -198,5 +198,5 @@ def _expected_remaining(backend: Backend, tail: Array) -> Array:
     """(..., K, D_max): steps beyond step d + 1 of a segment, given that it lasts as long; from log p(duration >= d)."""
     xp = backend.xp
     later = xp.concat([tail[..., 1:], xp.full_like(tail[..., :1], -inf)], axis=-1)
-    total = log_at_least(backend, later)
+    total = log_tail(backend, later)
     return xp.where(tail == -inf, 0.0, xp.exp(total - xp.where(tail == -inf, 0.0, tail)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from ._check import need_shape
 from .backend import Array, Backend, backend_of, find_backend
-from .edges import build_edges, structure_from
+from .edges import Edges, build_edges, on_device, structure_from
+from .numerics import log_normalize
+from .semiring import LOG
 from .structure import Dense, Factored, Structure, extend, gather
 
 
@@ -63,7 +66,7 @@ class Sparse:
         _register(type(self), ("log_weights",), ("sources", "targets", "num_states"), self.log_weights)
         ends = []
         for name in ("sources", "targets"):
-            array = _host_integers(name, getattr(self, name))
+            array = host_integers(name, getattr(self, name))
             if array.size and not 0 <= array.min() <= array.max() < self.num_states:
                 raise ValueError(f"{name}: expected states 0..{self.num_states - 1}, got {array.min()}..{array.max()}")
             ends.append(array)
@@ -112,7 +115,7 @@ def _register(cls: type, leaves: tuple[str, ...], static: tuple[str, ...], sampl
     backend_of(**{leaves[0]: sample}).register_pytree(cls, flatten, unflatten)
 
 
-def _host_integers(name: str, value: Any) -> Any:
+def host_integers(name: str, value: Any) -> Any:
     if isinstance(value, StaticArray):
         return value.values
     backend = find_backend(value)
@@ -204,6 +207,33 @@ def own_shape(backend: Backend, transition: Any, weights: Sequence[Array], fill:
         _, _, place = banded_edges(transition.log_bands.shape[-1], transition.offsets)
         return gather(backend, extend(backend, weights[0], fill), backend.asarray(place, like=weights[0]))
     return tuple(weights) if len(weights) > 1 else weights[0]
+
+
+def with_weights(transition: Any, weights: Array) -> Any:
+    """The same structure with other weights, in the shape of its own (batch and time axes apart)."""
+    if isinstance(transition, Banded):
+        return Banded(weights, transition.offsets)
+    if isinstance(transition, Sparse):
+        return Sparse(weights, transition.sources, transition.targets, transition.num_states)
+    return weights
+
+
+def as_dense(transition: Any) -> Array:
+    """The (..., K, K) matrices of a transition argument."""
+    structure, weights = canonical(transition)
+    backend = backend_of(weights=weights[0])
+    return on_device(structure, backend, weights[0]).dense(backend, weights)
+
+
+def normalize_rows(backend: Backend, structure: Structure, weights: Array) -> Array:
+    """Weights (..., K, K) or (..., E) of a structure on its device, less each source's logsumexp; -inf rows stay."""
+    if not isinstance(structure, Edges):
+        return log_normalize(backend, weights)
+    back, turned = structure.transposed(backend, ((weights,),))
+    zeros = backend.full((*weights.shape[:-1], structure.num_states), 0.0, like=weights)
+    (total,) = back.contract(backend, LOG, (zeros,), back.prepare(backend, LOG, turned, 0))
+    total = backend.xp.where(total == -inf, 0.0, total)
+    return weights - gather(backend, total, structure.tables[0])
 
 
 def arrays_of(transition: Any) -> dict[str, Array]:

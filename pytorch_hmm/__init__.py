@@ -2,6 +2,14 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .compat import (
+    create_duration_constrained_matrix,
+    create_left_to_right_matrix,
+    create_phoneme_aware_transitions,
+    create_prosody_aware_transitions,
+    create_skip_state_matrix,
+    create_transition_matrix,
+)
 from .convert import from_dynamax, from_hmmlearn, from_pomegranate, to_dynamax, to_hmmlearn, to_pomegranate
 from .data import Batch
 from .discrete import (
@@ -26,6 +34,7 @@ from .emission import Emission
 from .fit import FitReport, NotConverged, Progress
 from .gaussian import GaussianEmission, GaussianHMM
 from .hmm import BaseHMM
+from .input_driven import InputDrivenHMM
 from .layers import HMMLayer
 from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
 from .product import ProductEmission
@@ -64,6 +73,7 @@ __all__ = [
     "GeometricDuration",
     "HMMLayer",
     "HMMPyTorch",
+    "InputDrivenHMM",
     "LinearRegressionEmission",
     "LinearRegressionHMM",
     "MixtureGaussianEmission",
@@ -83,6 +93,12 @@ __all__ = [
     "StudentTHMM",
     "UniformDuration",
     "__version__",
+    "create_duration_constrained_matrix",
+    "create_left_to_right_matrix",
+    "create_phoneme_aware_transitions",
+    "create_prosody_aware_transitions",
+    "create_skip_state_matrix",
+    "create_transition_matrix",
     "from_dynamax",
     "from_hmmlearn",
     "from_pomegranate",

@@ -13,6 +13,7 @@ from hmm_functional._check import need_count
 from ._check import is_traced, need_support
 from .initialize import kmeans, nearest
 from .law import Law
+from .law import parameter as parameter
 from .parametrize import widened
 
 

@@ -118,7 +118,7 @@ def fit(
     if num_restarts > 1 and init == "keep":
         raise ValueError("num_restarts: expected 1 with init='keep', whose restarts would all be the same")
     source = Source(model, data, lengths, sample_weights, labels)
-    run = _Run(model, source, num_iterations, tolerance, priors, variance_floor, frozen, callbacks, progress)
+    run = model._training(model, source, num_iterations, tolerance, priors, variance_floor, frozen, callbacks, progress)
     size = run.restarts_at_once() if method in ("em", "viterbi") else 1
     groups = [min(size, num_restarts - start) for start in range(0, num_restarts, size)]
     best: tuple[Trained, dict[str, Any]] | None = None
@@ -183,8 +183,8 @@ class Trained(NamedTuple):
     """What was found, in float64; None where the model holds it."""
 
 
-class _Run:
-    """Training of a model."""
+class Training:
+    """Training of a model by one of the methods; models whose chain is another kind have one of their own."""
 
     def __init__(
         self,
@@ -362,8 +362,11 @@ class _Run:
 
     def _parameters(self) -> HMMParameters:
         """The model's parameters in float64 (float32 where there is no other)."""
-        model = self._model
-        return learning.each(lambda x: _wide(x).clone(), model._live())  # type: ignore[no-any-return]
+        return learning.each(lambda x: _wide(x).clone(), self._live())  # type: ignore[no-any-return]
+
+    def _live(self) -> HMMParameters:
+        """The model's parameters, differentiable."""
+        return self._model._live()
 
     def begin(self) -> HMMParameters:
         """The parameters at hand, variances raised to the floor."""
@@ -380,10 +383,14 @@ class _Run:
         return bool(self._model.initial_distribution.logits.dtype != parameters.log_initial.dtype)
 
     def assign(self, parameters: HMMParameters) -> None:
-        values = self._model._named(parameters)
+        values = self._named(parameters)
         for name, one in self._model._parametrized().items():
             if name not in self._frozen:
                 one.take(values[name])
+
+    def _named(self, parameters: HMMParameters) -> dict[str, Any]:
+        """Parameters by the names that the model knows."""
+        return self._model._named(parameters)
 
     def _maximize(self, statistics: Statistics, parameters: HMMParameters) -> HMMParameters:
         options = {"priors": self._priors, "fixed": self._fixed, "duration": self._durations}
@@ -453,13 +460,16 @@ class _Run:
 
     def _live_prior(self) -> Any:
         """log density of the module's parameters before any data, differentiable."""
-        model = self._model
-        return learning.log_prior(model._live(), self._family, self._priors, self._durations)
+        return self._prior_of(self._live())
 
     @torch.no_grad()
     def log_prior(self) -> float:
         """log density of the model's parameters before any data, up to a constant."""
-        return float(learning.log_prior(self._parameters(), self._family, self._priors, self._durations))
+        return float(self._prior_of(self._parameters()))
+
+    def _prior_of(self, parameters: HMMParameters) -> Any:
+        """log density of parameters before any data, up to a constant."""
+        return learning.log_prior(parameters, self._family, self._priors, self._durations)
 
     def close(self) -> None:
         """End the progress bar."""
@@ -467,8 +477,7 @@ class _Run:
             self._bar.close()
 
     def _objective(self, log_likelihood: Tensor, parameters: HMMParameters) -> float:
-        prior = learning.log_prior(parameters, self._family, self._priors, self._durations)
-        return float(log_likelihood) + float(prior)
+        return float(log_likelihood) + float(self._prior_of(parameters))
 
     def _has_converged(self, history: list[float]) -> bool:
         return len(history) > 1 and self._tolerance > 0 and history[-1] - history[-2] < self._tolerance
@@ -496,7 +505,7 @@ class Online:
         """An M-step from the statistics so far and those of new data; log p(new data) before it."""
         if not 0.5 < power <= 1:
             raise ValueError(f"power: expected a number above 0.5 and up to 1, got {power}")
-        run = _Run(model, source, 1, 0.0, callbacks=(), progress=False, **options)
+        run = model._training(model, source, 1, 0.0, callbacks=(), progress=False, **options)
         parameters = run.begin()
         found = run._statistics(parameters, "em")
         value, frames = float(found.log_likelihood), float(found.initial.sum() + found.transitions.sum())

@@ -74,6 +74,7 @@ class BaseHMM(AssignableModule, ABC):
     _functions = ChainFunctions(hf.log_likelihood, hf.forward_backward, hf.forward, hf.viterbi)
     _may_end = False
     """Whether a state may lead nowhere."""
+    _has_context = False
 
     def __init__(
         self,
@@ -244,12 +245,16 @@ class BaseHMM(AssignableModule, ABC):
     def _call(self, function: Callable[..., Any], x: Tensor, lengths: Any, **options: Any) -> Any:
         """A chain function of this model and these observations."""
         with full_precision(self.initial_distribution.logits):
-            emission, lengths = self._emission(x, lengths)
-            return self._on(function, emission, lengths, **options)
+            emission, ends = self._emission(x, lengths)
+            return self._on(function, self._transitions(x, ends), emission, ends, **options)
 
-    def _on(self, function: Callable[..., Any], emission: Tensor, lengths: Any, **options: Any) -> Any:
+    def _on(self, function: Callable[..., Any], transition: Any, emission: Tensor, lengths: Any, **options: Any) -> Any:
         """The same of scores (..., T, K)."""
-        return function(self.log_initial, self.log_transition, emission, lengths=lengths, **options)
+        return function(self.log_initial, transition, emission, lengths=lengths, **options)
+
+    def _transitions(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """What chain functions take as the transition, of observations as they were given."""
+        return self.log_transition
 
     def _emission(self, x: Tensor, lengths: Any) -> tuple[Tensor, Tensor | None]:
         """Scores (..., T, K) of observations, 0 where unobserved, and the lengths."""

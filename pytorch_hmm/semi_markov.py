@@ -168,13 +168,13 @@ class HSMM(EmissionHMM):
         is_some = (states >= 0).reshape(*states.shape, *[1] * len(self.frame_shape))
         return states, x.where(is_some, torch.zeros_like(x))
 
-    def _on(self, function: Any, emission: Tensor, lengths: Any, **options: Any) -> Any:
+    def _on(self, function: Any, transition: Any, emission: Tensor, lengths: Any, **options: Any) -> Any:
         if function not in SEMI_MARKOV:
             name = getattr(function, "__name__", function)
             raise NotImplementedError(f"{type(self).__name__}: {name} is for states without durations of their own")
         return function(
             self.log_initial,
-            self.log_transition,
+            transition,
             self.log_duration.to(emission.dtype),
             emission,
             lengths=lengths,

@@ -16,7 +16,7 @@ from hmm_functional.learning import HMMParameters, Priors
 
 from .data import Source, checked_labels
 from .emission import Emission
-from .fit import Callback, FitReport, Init, Method, Online, fit
+from .fit import Callback, FitReport, Init, Method, Online, Training, fit
 from .hmm import BaseHMM, ChainOptions
 from .initialize import best_names, count_transitions, uniform_segments
 from .parametrize import Parametrized, full_precision
@@ -43,6 +43,7 @@ class TrainableHMM(BaseHMM):
     """
 
     _online: Online | None = None
+    _training: type[Training] = Training
     censored = True
     emission: Emission
 
@@ -299,9 +300,9 @@ class TrainableHMM(BaseHMM):
     def _restricted(self, x: Tensor, lengths: Any, is_allowed: Tensor) -> Tensor:
         """log p(x) and of states within `is_allowed` (..., T, K)."""
         with full_precision(self.initial_distribution.logits):
-            emission, lengths = self._emission(x, lengths)
+            emission, ends = self._emission(x, lengths)
             emission = hf.restrict_states(emission, is_allowed)
-            found: Tensor = self._on(self._functions.log_likelihood, emission, lengths)
+            found: Tensor = self._on(self._functions.log_likelihood, self._transitions(x, ends), emission, ends)
             return found
 
     def _family(self, variance_floor: Any = 0.0, prior: Any = None) -> Any:

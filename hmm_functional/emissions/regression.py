@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .._check import broadcast_batch, need_count, need_shape
 from ..backend import Array, Backend, backend_of
+from ..numerics import solve_semidefinite
 from .constraints import held, need_whole
 from .density import WORKSPACE, in_one_dtype, log_prob_of_gaps, need_covariances, over_frames, spread_of
 from .moments import GaussianFamily, GaussianStatistics, is_seen, maximize_gaussians, wide
@@ -329,7 +330,7 @@ def _regress(
     if keep is True or zz.shape[-1] == 0:
         change = xp.zeros_like(ez)
     elif keep is False:
-        change = turn(_solved(backend, zz, turn(ez), size))
+        change = turn(solve_semidefinite(backend, zz, turn(ez), size))
     else:
         free = xp.astype(~keep, zz.dtype)
         change = _solved_in_part(backend, zz, ez, size, free, covariances, covariance_type)
@@ -352,7 +353,7 @@ def _solved_in_part(
     """Changes (K, D, P) of the weights that are free (1, else 0), which minimise the squares given the covariances."""
     xp, turn = backend.xp, backend.xp.matrix_transpose
     if covariance_type not in ("full", "tied"):  # no feature depends on another
-        return _solved(backend, zz[:, None, :, :], ez[..., None], size[:, None, :], free)[..., 0]
+        return solve_semidefinite(backend, zz[:, None, :, :], ez[..., None], size[:, None, :], free)[..., 0]
     num_states, dim, num_regressors = ez.shape
     precision = xp.linalg.inv(wide(backend, xp.reshape(covariances, (-1, dim, dim))))
     precision = 0.5 * (precision + turn(precision))
@@ -360,29 +361,8 @@ def _solved_in_part(
     hessian = xp.reshape(precision[:, :, None, :, None] * zz[:, None, :, None, :], both)
     size = xp.sqrt(xp.linalg.diagonal(precision))[:, :, None] * size[:, None, :]
     right = xp.reshape(precision @ ez, (*single, 1))
-    found = _solved(backend, hessian, right, xp.reshape(size, single), xp.reshape(free, single))
+    found = solve_semidefinite(backend, hessian, right, xp.reshape(size, single), xp.reshape(free, single))
     return xp.reshape(found, ez.shape)
-
-
-def _solved(backend: Backend, matrix: Array, right: Array, size: Array, free: Array | None = None) -> Array:
-    """x of matrix x = right in least squares, 0 along directions in which nothing but rounding errors is left.
-
-    Args:
-        matrix: (..., n, n), symmetric and semi-definite.
-        right: (..., n, m).
-        size: (..., n), roots of what the diagonal was before anything was taken from it; x is 0 where it is 0.
-        free: (..., n), 1, or 0 where x is 0.
-    """
-    xp = backend.xp
-    count = matrix.shape[-1]
-    scale = xp.where(size > 0, 1.0 / xp.where(size > 0, size, 1.0), 0.0)
-    if free is not None:
-        scale = scale * free
-    values, vectors = xp.linalg.eigh(matrix * scale[..., :, None] * scale[..., None, :])
-    is_known = values > 64 * count * float(xp.finfo(matrix.dtype).eps)
-    inverse = xp.where(is_known, 1.0 / xp.where(is_known, values, 1.0), 0.0)
-    found = inverse[..., None] * (xp.matrix_transpose(vectors) @ (right * scale[..., None]))
-    return (vectors @ found) * scale[..., None]
 
 
 def _scatter(

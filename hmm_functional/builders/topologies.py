@@ -1,39 +1,43 @@
-"""Transition matrices of common topologies."""
+"""Transition matrices of common topologies: forward, any to any, by a mask."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ._check import need_count
-from .backend import Array, backend_named, backend_of
-from .transition import Banded, Sparse
+from .._check import need_count
+from ..backend import Array, backend_named, backend_of
+from ..transition import Banded, Sparse
 
 
 def left_to_right(
     num_states: int,
     *,
     self_loop: float = 0.5,
-    skip: float = 0.0,
+    skip: float | Sequence[float] = 0.0,
+    cyclic: bool = False,
     structured: bool = False,
     like: Array | None = None,
 ) -> Any:
-    """log transition of a left-to-right model: stay, go on by one state, or, with `skip`, by two.
+    """log transition of a left-to-right model: stay, go on by one state, or, with `skip`, by two or more.
 
     Args:
         num_states: K.
         self_loop: probability of staying, in [0, 1].
-        skip: probability of going on by two states; self_loop + skip at most 1. The state before the last, which
-            has none to skip to, adds it to its step. The last state is absorbing.
+        skip: probability of going on by two states, or probabilities of two, three and so on; with self_loop at most 1.
+            A state that has none to skip to adds it to its step.
+        cyclic: whether the last states go on to the first ones; else the last state is absorbing.
         structured: return `Banded` instead of a dense matrix.
         like: an array whose library, dtype and device the result takes; default torch's defaults.
 
     Returns:
-        (K, K), nats, or `Banded` with offsets (0, 1), or (0, 1, 2) where skip is above 0.
+        (K, K), nats, or `Banded` with offsets (0, 1), or (0, 1, 2) where skip is above 0, and so on; where it is
+        cyclic those less K, too.
 
     Raises:
-        ValueError: a probability outside [0, 1], or both above 1 together.
+        ValueError: a probability outside [0, 1], all above 1 together, or a cycle too short for its skips.
 
     Example:
         >>> import hmm_functional as hf
@@ -43,23 +47,43 @@ def left_to_right(
                 [0.0000, 0.0000, 1.0000]])
     """
     num_states = need_count("num_states", num_states, 1)
-    _need_probability("self_loop", self_loop)
-    _need_probability("skip", skip)
-    if self_loop + skip > 1:
+    need_probability("self_loop", self_loop)
+    skips = [skip] if isinstance(skip, int | float) else list(skip)
+    for p in skips:
+        need_probability("skip", p)
+    if self_loop + sum(skips) > 1:
         raise ValueError(f"skip: expected self_loop + skip at most 1, got {self_loop} + {skip}")
-    bands = np.zeros((3, num_states))
-    bands[0], bands[1], bands[2] = self_loop, 1.0 - self_loop - skip, skip
-    bands[1, -2:] += bands[2, -2:]
-    bands[2, -2:] = 0.0
-    bands[:, -1] = (1.0, 0.0, 0.0)
-    bands = bands[: 3 if skip > 0 else 2]
+    skips = skips if any(skips) else []
+    return forward_bands(
+        np.full(num_states, self_loop), np.outer(skips, np.ones(num_states)), cyclic, structured=structured, like=like
+    )
+
+
+def forward_bands(
+    self_loop: Any, skips: Any, cyclic: bool, *, structured: bool = False, like: Array | None = None
+) -> Any:
+    """A left-to-right model of probabilities on the host: (K,) of staying, (S, K) of going on by 2, ..., S + 1."""
+    num_states, most = len(self_loop), len(skips) + 1
+    if cyclic and num_states <= most:
+        raise ValueError(
+            f"cyclic: expected more than {most} states, that many steps on is another one, got {num_states}"
+        )
+    bands = np.stack([self_loop, 1.0 - self_loop - skips.sum(0), *skips])
+    offsets, is_out = np.arange(most + 1), np.arange(num_states) + np.arange(most + 1)[:, None] >= num_states
+    if cyclic:
+        bands = np.concatenate([bands * ~is_out, (bands * is_out)[1:]])
+        offsets = np.concatenate([offsets, offsets[1:] - num_states])
+    else:
+        bands[1] += (bands * is_out)[2:].sum(0)
+        bands[2:][is_out[2:]] = 0.0
+        bands[:, -1] = np.arange(most + 1) == 0
     if structured:
-        return Banded(_log(bands, like), tuple(range(len(bands))))
+        return Banded(log_like(bands, like), tuple(offsets.tolist()))
     matrix = np.zeros((num_states, num_states))
-    for offset, band in enumerate(bands):
-        source = np.arange(num_states - offset)
+    for offset, band in zip(offsets.tolist(), bands, strict=True):
+        source = np.arange(num_states)[max(0, -offset) : max(0, num_states - max(0, offset))]
         matrix[source, source + offset] = band[source]
-    return _log(matrix, like)
+    return log_like(matrix, like)
 
 
 def ergodic(num_states: int, *, self_loop: float = 0.5, structured: bool = False, like: Array | None = None) -> Any:
@@ -85,12 +109,12 @@ def ergodic(num_states: int, *, self_loop: float = 0.5, structured: bool = False
                 [0.2500, 0.2500, 0.5000]])
     """
     num_states = need_count("num_states", num_states, 1)
-    _need_probability("self_loop", self_loop)
+    need_probability("self_loop", self_loop)
     matrix = np.full((num_states, num_states), (1.0 - self_loop) / max(num_states - 1, 1))
     np.fill_diagonal(matrix, self_loop if num_states > 1 else 1.0)
     if structured:
-        return _sparse(matrix, like)
-    return _log(matrix, like)
+        return sparse_like(matrix, like)
+    return log_like(matrix, like)
 
 
 def from_mask(mask: Array, *, structured: bool = False, like: Array | None = None) -> Any:
@@ -122,10 +146,11 @@ def from_mask(mask: Array, *, structured: bool = False, like: Array | None = Non
     if (count == 0).any():
         raise ValueError(f"mask: expected a way out of every state, state {int(np.argmin(count))} has none")
     matrix = allowed / count
-    return _sparse(matrix, like) if structured else _log(matrix, like)
+    return sparse_like(matrix, like) if structured else log_like(matrix, like)
 
 
-def _log(p: Any, like: Array | None) -> Array:
+def log_like(p: Any, like: Array | None) -> Array:
+    """log of probabilities on the host, as an array like `like`, or torch's default."""
     with np.errstate(divide="ignore"):
         values = np.log(p)
     if like is None:
@@ -135,11 +160,13 @@ def _log(p: Any, like: Array | None) -> Array:
     return backend.xp.astype(backend.asarray(values, like=like), like.dtype)
 
 
-def _sparse(matrix: Any, like: Array | None) -> Sparse:
+def sparse_like(matrix: Any, like: Array | None) -> Sparse:
+    """The log of a matrix on the host, as edges."""
     sources, targets = np.nonzero(matrix)
-    return Sparse(_log(matrix[sources, targets], like), sources, targets, matrix.shape[0])
+    return Sparse(log_like(matrix[sources, targets], like), sources, targets, matrix.shape[0])
 
 
-def _need_probability(name: str, value: float) -> None:
+def need_probability(name: str, value: float) -> None:
+    """A number in [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
