@@ -55,3 +55,36 @@ def test_a_training_step_keeps_no_tape(library, loss):
     ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) < TAPE / 2  # JAX compiles meanwhile
+
+
+LONGEST = 200
+OPEN = STEPS * 64 * LONGEST * 8
+"""Bytes of one float64 number for each step, state and duration of a segment: 123 MB."""
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("quantity", ["gradient", "forward_backward", "viterbi"])
+def test_segments_keep_no_table_of_durations(quantity, kernel):
+    call = {
+        "gradient": "hf.semi_markov_log_likelihood(*arrays, kernel=kernel).sum().backward()",
+        "forward_backward": "hf.semi_markov_forward_backward(*(x.detach() for x in arrays), kernel=kernel)",
+        "viterbi": "hf.semi_markov_viterbi(*(x.detach() for x in arrays), kernel=kernel)",
+    }[quantity]
+    code = f"""
+        import torch
+        import hmm_functional as hf
+        from tests.helpers.memory import peak
+        torch.set_num_threads(1)
+        kernel = {kernel!r}
+        def run(steps):
+            shapes = [(64,), (64, 64), (64, {LONGEST}), (1, steps, 64)]
+            arrays = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in shapes]
+            {call}
+        run({LONGEST})
+        before = peak()
+        run({STEPS})
+        print(peak() - before)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < OPEN / 4
