@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import log
+from math import log, prod
 from typing import Any, Literal, Self, TypedDict
 
 import torch
@@ -62,6 +62,8 @@ class BaseHMM(AssignableModule, ABC):
     _wanted = "finite observations"
     _marginalizes = False
     _num_lags = 0
+    _is_conditional = False
+    """Whether chain and emissions depend on more than the parameters, so that nothing but its own methods runs it."""
 
     def __init__(
         self,
@@ -149,7 +151,8 @@ class BaseHMM(AssignableModule, ABC):
 
     @transition.setter
     def transition(self, value: Any) -> None:
-        self.log_transition = log_of("transition", value, (self.num_states, self.num_states), "(K, K)")
+        made = self.transition_distribution
+        self.log_transition = log_of("transition", value, made.shape, made.words)
 
     def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""
@@ -183,17 +186,14 @@ class BaseHMM(AssignableModule, ABC):
 
         References: Akaike 1974: 2 n - 2 log p(x) with n = `num_free_parameters()`.
         """
-        return 2.0 * self.num_free_parameters() - 2.0 * self.forward(x, lengths).detach().sum()
+        return self._criterion(2.0, self.forward(x, lengths))
 
     def bic(self, x: Tensor, lengths: Any = None) -> Tensor:
         """Schwarz's information criterion of all sequences together, scalar; lower is better.
 
         References: Schwarz 1978: n log(frames) - 2 log p(x), every frame within its length counted.
         """
-        likelihood = self.forward(x, lengths).detach()
-        num_steps = x.shape[x.ndim - len(self.frame_shape) - 1]
-        frames = num_steps * likelihood.numel() if lengths is None else int(torch.as_tensor(lengths).sum())
-        return self.num_free_parameters() * log(frames) - 2.0 * likelihood.sum()
+        return self._criterion(log(self._num_frames(x, lengths)), self.forward(x, lengths))
 
     def num_free_parameters(self) -> int:
         """Numbers that learning sets: a row of probabilities has one fewer than its possible entries."""
@@ -214,6 +214,16 @@ class BaseHMM(AssignableModule, ABC):
             OSError: there is no such file. ValueError: a damaged file, or one that holds another model.
         """
         return load(path, cls, device)  # type: ignore[no-any-return]
+
+    def _criterion(self, weight: float, log_likelihood: Tensor) -> Tensor:
+        """An information criterion that weighs each free parameter so."""
+        return weight * self.num_free_parameters() - 2.0 * log_likelihood.detach().sum()
+
+    def _num_frames(self, x: Tensor, lengths: Any) -> int:
+        """Frames within the lengths."""
+        if lengths is not None:
+            return int(torch.as_tensor(lengths).sum())
+        return prod(x.shape[: x.ndim - len(self.frame_shape)])
 
     def _arguments(self) -> dict[str, Any]:
         """What the constructor takes to make a module of the same shape, for JSON."""

@@ -50,6 +50,8 @@ class StreamingHMMProcessor(nn.Module):
         super().__init__()
         if not isinstance(hmm_model, BaseHMM):
             raise TypeError(f"hmm_model: expected an HMM module of pytorch_hmm, got {type(hmm_model).__name__}")
+        if hmm_model._is_conditional:
+            raise TypeError(f"hmm_model: expected a model without networks of its own, got {type(hmm_model).__name__}")
         if decode not in ("posterior", "filter"):
             raise ValueError(f"decode: expected 'posterior' or 'filter', got {decode!r}")
         self.hmm_model = hmm_model
