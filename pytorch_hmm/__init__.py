@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .contextual import ContextualNeuralHMM
 from .convert import from_dynamax, from_hmmlearn, from_pomegranate, to_dynamax, to_hmmlearn, to_pomegranate
 from .data import Batch
 from .discrete import (
@@ -18,6 +19,7 @@ from .gaussian import GaussianEmission, GaussianHMM
 from .hmm import BaseHMM
 from .layers import HMMLayer
 from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
+from .neural import NeuralHMM
 from .product import ProductEmission
 from .regression import LinearRegressionEmission, LinearRegressionHMM
 from .residuals import PseudoResiduals, pseudo_residuals
@@ -39,6 +41,7 @@ __all__ = [
     "BernoulliHMM",
     "CategoricalEmission",
     "CategoricalHMM",
+    "ContextualNeuralHMM",
     "Emission",
     "EmissionHMM",
     "FitReport",
@@ -50,6 +53,7 @@ __all__ = [
     "LinearRegressionHMM",
     "MixtureGaussianEmission",
     "MixtureGaussianHMM",
+    "NeuralHMM",
     "NotConverged",
     "PoissonEmission",
     "PoissonHMM",

@@ -123,9 +123,7 @@ def lengths_like(
         if is_bad.any():
             at = first(is_bad)
             where = str(list(at)) if at else ""
-            raise ValueError(
-                f"{name}{where}: expected 1..{num_steps}, got {int(found[at])}; leave empty sequences out"
-            )
+            raise ValueError(f"{name}{where}: expected 1..{num_steps}, got {int(found[at])}; leave empty sequences out")
     return found.to(torch.int64)
 
 

@@ -21,8 +21,8 @@ from hmm_functional.learning import HMMParameters, Priors, Statistics
 from .data import LARGEST_BATCH, Batch, Source, is_distributed, num_processes, padded, sum_of_processes
 
 if TYPE_CHECKING:
+    from .conditional import ConditionalHMM
     from .hmm import BaseHMM
-    from .neural import NeuralHMM
     from .trainable import TrainableHMM
 
 AT_ONCE = 2**18
@@ -151,7 +151,7 @@ def fit(
 
 
 def descend(
-    model: NeuralHMM,
+    model: ConditionalHMM,
     data: Any,
     lengths: Any,
     inputs: dict[str, Any],
@@ -165,14 +165,15 @@ def descend(
     progress: bool,
     generator: torch.Generator | None,
 ) -> FitReport:
-    """The free function behind `NeuralHMM.fit`, which has the defaults and says what it does."""
+    """The free function behind `ConditionalHMM.fit`, which has the defaults and says what it does."""
     started = time.perf_counter()
     _need_options(generator, num_iterations, tolerance, init=(init, ("kmeans", "keep")))
     source = Source(model, data, lengths, sample_weights, None, inputs)
     if init != "keep":
         x, ends = padded(list(source.frames()))
-        counts = torch.cat([model._num_states_of(batch) for batch in source])[: len(x)]
-        model.initialize_from_data(x, ends, state_lengths=counts, generator=generator)
+        counts = [count for batch in source if (count := model._num_states_of(batch)) is not None]
+        known = torch.cat(counts)[: len(x)] if counts else None
+        model.initialize_from_data(x, ends, state_lengths=known, generator=generator)
     _as_the_first(model)
     run = Descent(model, source, num_iterations, tolerance, callbacks, progress)
     found = run.by_gradient(learning_rate)
@@ -231,9 +232,11 @@ class Trained(NamedTuple):
 class Descent:
     """Training of a model by gradients: the loop, when it stops, and who is told."""
 
+    _model: Any
+
     def __init__(
         self,
-        model: BaseHMM,
+        model: TrainableHMM | ConditionalHMM,
         source: Source,
         num_iterations: int,
         tolerance: float,
@@ -329,7 +332,7 @@ class Descent:
         self._model.train(is_training)
         history.append(float(sum_of_processes(torch.tensor(total, dtype=torch.float64))))
         occupied = sum_of_processes(occupied)
-        return self._ended(history, stopped, occupied)
+        return self._ended(history, stopped, occupied if self._model._has_own_states else occupied.new_empty(0))
 
     def _ended(self, history: list[float], stopped: str, occupied: Tensor) -> Trained:
         if stopped == "num_iterations" and self._has_converged(history) and history[-1] >= history[-2]:

@@ -84,9 +84,9 @@ class BaseHMM(AssignableModule, ABC):
         self.frame_shape = frame_shape
         self.learnable = learnable
         self.missing = missing
-        start, moves = _chain_start(self.num_states, initial, transition, topology, self_loop)
+        start, moves, words = self._chain_start(initial, transition, topology, self_loop)
         self.initial_distribution = LogProbabilities(start, "(K,)", learnable)
-        self.transition_distribution = LogProbabilities(moves, "(K, K)", learnable)
+        self.transition_distribution = LogProbabilities(moves, words, learnable)
 
     @property
     def log_initial(self) -> Tensor:
@@ -215,6 +215,12 @@ class BaseHMM(AssignableModule, ABC):
         """
         return load(path, cls, device)  # type: ignore[no-any-return]
 
+    def _chain_start(
+        self, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
+    ) -> tuple[Tensor, Tensor, str]:
+        """Checked log p(z_0) and log transition, float64, and the latter's shape in letters."""
+        return *chain_start(self.num_states, initial, transition, topology, self_loop), "(K, K)"
+
     def _criterion(self, weight: float, log_likelihood: Tensor) -> Tensor:
         """An information criterion that weighs each free parameter so."""
         return weight * self.num_free_parameters() - 2.0 * log_likelihood.detach().sum()
@@ -304,7 +310,7 @@ class BaseHMM(AssignableModule, ABC):
         )
 
 
-def _chain_start(
+def chain_start(
     num_states: int, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
 ) -> tuple[Tensor, Tensor]:
     """Checked log p(z_0) and log transition, float64."""

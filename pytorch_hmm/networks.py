@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,30 @@ WORKSPACE = 2**23
 """Elements of scratch that one piece of the time axis may use."""
 
 
+class Sees(NamedTuple):
+    """What networks of a model see, and how large they are."""
+
+    context_dim: int
+    """C, 0 for none."""
+    past_dim: int
+    """Numbers of the frames before each frame, 0 for none."""
+    num_states: int
+    """K."""
+    state_dim: int | None
+    """E, where state vectors are given."""
+    hidden_dim: int
+    """H."""
+    dropout: float
+    """Of pre-nets, in training."""
+    is_causal: bool
+    """Whether what a frame gives may not depend on the context after it."""
+
+    @property
+    def num_directions(self) -> int:
+        """In which a context is read."""
+        return 0 if self.context_dim == 0 else 1 if self.is_causal else 2
+
+
 class Network(nn.Module):
     """Numbers of each frame and state, (..., T, K, O), from what is known beside a frame: context, past, state vectors.
 
@@ -24,13 +49,12 @@ class Network(nn.Module):
     that, and treats each frame by itself.
 
     Attributes:
-        num_outputs: O.
         width: numbers that `forward` holds for each frame and state.
     """
 
-    def __init__(self, num_outputs: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.num_outputs, self.width = num_outputs, width
+        self.width = width
 
     def encode(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What is kept of a context (..., T or 1, C) whose padding is 0; C is 0 where there is none."""
@@ -64,8 +88,8 @@ class OwnNetwork(Network):
         sizes: of O that it may give.
     """
 
-    def __init__(self, module: nn.Module, name: str, num_states: int | None, sizes: tuple[int, ...]) -> None:
-        super().__init__(max(sizes), max(sizes))
+    def __init__(self, module: nn.Module, name: str, num_states: int, sizes: tuple[int, ...]) -> None:
+        super().__init__(max(sizes))
         self.module, self.name, self.num_states, self.sizes = module, name, num_states, sizes
 
     def forward(self, frames: Tensor, states: Tensor | None) -> Tensor:
@@ -83,9 +107,9 @@ class OwnNetwork(Network):
 class LinearNetwork(Network):
     """W_k [context, past], a matrix a state: logistic regression of moves, linear regression of means."""
 
-    def __init__(self, frame_dim: int, num_states: int, num_outputs: int) -> None:
-        super().__init__(num_outputs, num_outputs)
-        self.weights = nn.Parameter(torch.zeros(num_states, num_outputs, frame_dim))
+    def __init__(self, sees: Sees, num_outputs: int) -> None:
+        super().__init__(num_outputs)
+        self.weights = nn.Parameter(torch.zeros(sees.num_states, num_outputs, sees.context_dim + sees.past_dim))
 
     def reset(self) -> None:
         """Weights of 0."""
@@ -99,40 +123,25 @@ class LinearNetwork(Network):
 class PerceptronNetwork(Network):
     """W tanh(a_t + b_k): a part of the frame, by two layers, and a part of the state meet in one hidden layer.
 
-    Args:
-        context_dim, past_dim: of what comes in, 0 for none; past frames go through a pre-net of two layers.
-        num_states: K, of learned parts.
-        state_dim: E, where state vectors are given, through a linear layer; None for learned parts.
-        hidden_dim: H.
-        dropout: of the pre-net, in training.
+    Past frames go through a pre-net of two layers. Parts of states are learned, or a linear layer of state vectors.
     """
 
-    def __init__(
-        self,
-        context_dim: int,
-        past_dim: int,
-        num_states: int,
-        state_dim: int | None,
-        hidden_dim: int,
-        num_outputs: int,
-        dropout: float,
-    ) -> None:
-        super().__init__(num_outputs, hidden_dim + num_outputs)
-        self.prenet = _prenet(past_dim, hidden_dim, dropout) if past_dim else None
-        frame_dim = self._frame_dim(context_dim, past_dim, hidden_dim)
-        self.frame: nn.Module | None = None
+    def __init__(self, sees: Sees, num_outputs: int) -> None:
+        size = sees.hidden_dim
+        super().__init__(size + num_outputs)
+        self.prenet = _prenet(sees.past_dim, size, sees.dropout) if sees.past_dim else None
+        frame_dim = self._frame_dim(sees)
+        self.frame = None
         if frame_dim:
-            self.frame = nn.Sequential(nn.Linear(frame_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim))
-        self.state: nn.Module | nn.Parameter
-        self.state = nn.Parameter(torch.randn(num_states, hidden_dim))
-        if state_dim is not None:
-            self.state = nn.Linear(state_dim, hidden_dim)
-        self.out = nn.Linear(hidden_dim, num_outputs, bias=False)
+            self.frame = nn.Sequential(nn.Linear(frame_dim, size), nn.Tanh(), nn.Linear(size, size))
+        self.reader = None if sees.state_dim is None else nn.Linear(sees.state_dim, size)
+        self.learned = nn.Parameter(torch.randn(sees.num_states, size)) if sees.state_dim is None else None
+        self.out = nn.Linear(size, num_outputs, bias=False)
         self.reset()
 
-    def _frame_dim(self, context_dim: int, past_dim: int, hidden_dim: int) -> int:
+    def _frame_dim(self, sees: Sees) -> int:
         """P."""
-        return context_dim + hidden_dim * (past_dim > 0)
+        return sees.context_dim + sees.hidden_dim * (sees.past_dim > 0)
 
     def recall(self, past: Tensor | None, carry: Any = None) -> tuple[Tensor | None, Any]:
         """The pre-net of each frame."""
@@ -140,9 +149,9 @@ class PerceptronNetwork(Network):
 
     def states(self, given: Tensor | None) -> Tensor | None:
         """Parts of the states, (K, H) or (..., 1, K, H)."""
-        if isinstance(self.state, nn.Module):
-            return self.state(given)[..., None, :, :]  # type: ignore[no-any-return]
-        return self.state
+        if self.reader is None:
+            return self.learned
+        return self.reader(given)[..., None, :, :]  # type: ignore[no-any-return]
 
     def reset(self) -> None:
         """A last layer of 0."""
@@ -158,21 +167,19 @@ class PerceptronNetwork(Network):
 class RecurrentNetwork(PerceptronNetwork):
     """The same behind GRUs over the context and over the pre-net of past frames.
 
-    Args:
-        is_causal: whether that of the context reads forwards alone; else a second one reads backwards. Past frames are
-            always read forwards.
+    That of the context reads forwards alone where it `is_causal`, else a second one reads backwards, from each
+    sequence's own end. Past frames are read forwards.
     """
 
-    def __init__(self, *sizes: Any, is_causal: bool) -> None:
-        self._directions = 1 if is_causal else 2
-        super().__init__(*sizes)
-        context_dim, past_dim, _, _, hidden_dim, *_ = sizes
-        directions = range(self._directions if context_dim else 0)
-        self.readers = nn.ModuleList(nn.GRU(context_dim, hidden_dim, batch_first=True) for _ in directions)
-        self.memory = nn.GRU(hidden_dim, hidden_dim, batch_first=True) if past_dim else None
+    def __init__(self, sees: Sees, num_outputs: int) -> None:
+        super().__init__(sees, num_outputs)
+        size = sees.hidden_dim
+        directions = range(sees.num_directions)
+        self.readers = nn.ModuleList(nn.GRU(sees.context_dim, size, batch_first=True) for _ in directions)
+        self.memory = nn.GRU(size, size, batch_first=True) if sees.past_dim else None
 
-    def _frame_dim(self, context_dim: int, past_dim: int, hidden_dim: int) -> int:
-        return hidden_dim * (self._directions * (context_dim > 0) + (past_dim > 0))
+    def _frame_dim(self, sees: Sees) -> int:
+        return sees.hidden_dim * (sees.num_directions + (sees.past_dim > 0))
 
     def encode(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
         """States of the GRUs, each sequence read backwards from its own end."""
@@ -190,19 +197,7 @@ class RecurrentNetwork(PerceptronNetwork):
         return (None, None) if known is None else _run(self.memory, known, carry)
 
 
-def network_of(
-    kind: Any,
-    name: str,
-    *,
-    context_dim: int,
-    past_dim: int,
-    num_states: int,
-    state_dim: int | None,
-    hidden_dim: int,
-    sizes: tuple[int, ...],
-    dropout: float,
-    is_causal: bool,
-) -> Network | None:
+def network_of(kind: Any, name: str, sees: Sees, sizes: tuple[int, ...]) -> Network | None:
     """The network of a kind, or around a module; None where all is constant.
 
     Args:
@@ -213,23 +208,31 @@ def network_of(
     Raises:
         ValueError: no such kind, or nothing to see for it.
     """
-    sees = context_dim + past_dim + (state_dim or 0)
+    has_any = sees.context_dim + sees.past_dim + (sees.state_dim or 0) > 0
     if kind is None:
-        kind = "mlp" if sees else "constant"
+        kind = "mlp" if has_any else "constant"
     if isinstance(kind, nn.Module):
-        return OwnNetwork(kind, name, None if state_dim else num_states, sizes)
-    if kind not in ("constant", "linear", "mlp", "gru"):
-        raise ValueError(f"{name}: expected 'constant', 'linear', 'mlp', 'gru' or a torch.nn.Module, got {kind!r}")
+        return OwnNetwork(kind, name, sees.num_states, sizes)
+    if kind not in get_args(Kind):
+        known = ", ".join(map(repr, get_args(Kind)))
+        raise ValueError(f"{name}: expected one of {known} or a torch.nn.Module, got {kind!r}")
     if kind == "constant":
         return None
-    if not sees:
+    if not has_any:
         raise ValueError(f"{name}: expected 'constant' without context_dim and autoregressive, got {kind!r}")
-    if kind == "linear":
-        if state_dim is not None:
-            raise ValueError(f"{name}: expected 'mlp', 'gru' or a module with state_dim, got 'linear'")
-        return LinearNetwork(context_dim + past_dim, num_states, max(sizes))
-    shape = (context_dim, past_dim, num_states, state_dim, hidden_dim, max(sizes), dropout)
-    return PerceptronNetwork(*shape) if kind == "mlp" else RecurrentNetwork(*shape, is_causal=is_causal)
+    if kind == "linear" and sees.state_dim is not None:
+        raise ValueError(f"{name}: expected 'mlp', 'gru' or a module with state_dim, got 'linear'")
+    classes = {"linear": LinearNetwork, "mlp": PerceptronNetwork, "gru": RecurrentNetwork}
+    return classes[kind](sees, max(sizes))
+
+
+def kind_of(network: Network | None) -> Kind:
+    """Of a network that `network_of` made."""
+    if network is None:
+        return "constant"
+    if isinstance(network, LinearNetwork):
+        return "linear"
+    return "gru" if isinstance(network, RecurrentNetwork) else "mlp"
 
 
 def over_time(
@@ -244,7 +247,7 @@ def over_time(
         arrays: (..., T or 1, N).
     """
     num_steps = max(x.shape[-2] for x in arrays)
-    batch = prod(torch.broadcast_shapes(*(x.shape[:-2] for x in arrays)))
+    batch = prod(np.broadcast_shapes(*(x.shape[:-2] for x in arrays)))
     length = max(1, workspace // max(1, batch * num_states * network.width))
     if num_steps <= length:
         return function(*arrays)
@@ -264,7 +267,7 @@ def over_time(
 def join(*parts: Tensor | None) -> Tensor:
     """Parts (..., T or 1, P), whose other axes broadcast, side by side."""
     given = [x for x in parts if x is not None]
-    shape = torch.broadcast_shapes(*(x.shape[:-1] for x in given))
+    shape = np.broadcast_shapes(*(x.shape[:-1] for x in given))
     return torch.cat([x.expand(*shape, -1) for x in given], -1)
 
 
