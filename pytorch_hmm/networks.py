@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from hmm_functional.backend import backend_named
+from .pieces import over_time
 
 Kind = Literal["constant", "linear", "mlp", "gru"]
 
@@ -235,33 +236,38 @@ def kind_of(network: Network | None) -> Kind:
     return "gru" if isinstance(network, RecurrentNetwork) else "mlp"
 
 
-def over_time(
-    network: Network, function: Callable[..., Tensor], workspace: int, num_states: int, axis: int, *arrays: Tensor
+def evaluate(
+    network: Network,
+    frames: Tensor,
+    states: Tensor | None,
+    function: Callable[..., Tensor],
+    num_states: int,
+    workspace: int,
+    axis: int,
+    *,
+    by_frame: Sequence[Tensor] = (),
+    others: Sequence[Tensor] = (),
 ) -> Tensor:
-    """function(*arrays), which looks at each frame by itself, over pieces of the time axis, second from the end.
+    """function(network(frames, states), *by_frame, *others), frame by frame, in pieces of the time axis.
 
     Args:
-        network: what the function calls; its insides are computed again for gradients instead of kept.
         workspace: elements that a piece may use inside.
-        axis: of time in what the function gives.
-        arrays: (..., T or 1, N).
+        axis: of time in what the function gives, from the end.
+        by_frame: (..., T or 1, N).
     """
-    num_steps = max(x.shape[-2] for x in arrays)
-    batch = prod(np.broadcast_shapes(*(x.shape[:-2] for x in arrays)))
+    names, weights = tuple(zip(*network.named_parameters(), strict=True)) or ((), ())
+    num_cut, num_others = 1 + len(by_frame), len(others)
+
+    def piece(frames: Tensor, *given: Tensor) -> Tensor:
+        inside, own = given[: num_cut - 1 + num_others], given[num_cut - 1 + num_others :]
+        vectors = own[len(names)] if states is not None else None
+        outputs = functional_call(network, dict(zip(names, own[: len(names)], strict=True)), (frames, vectors))
+        return function(outputs, *inside)
+
+    batch = prod(np.broadcast_shapes(*(x.shape[:-2] for x in (frames, *by_frame))))
     length = max(1, workspace // max(1, batch * num_states * network.width))
-    if num_steps <= length:
-        return function(*arrays)
-    known = tuple(network.parameters())  # so that it is seen that gradients are wanted
-    count, remat = len(arrays), backend_named("torch").remat
-
-    def piece(*given: Tensor) -> Tensor:
-        return function(*given[:count])
-
-    pieces = []
-    for start in range(0, num_steps, length):
-        cut = (x if x.shape[-2] == 1 else x[..., start : start + length, :] for x in arrays)
-        pieces.append(remat(piece, *cut, *known))
-    return torch.cat(pieces, axis)
+    whole = (*others, *weights, *(() if states is None else (states,)))
+    return over_time(piece, (frames, *by_frame), whole, length, axis)
 
 
 def join(*parts: Tensor | None) -> Tensor:

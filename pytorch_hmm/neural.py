@@ -20,7 +20,7 @@ from .gaussian import GaussianEmission
 from .given import Given, checked_input
 from .hmm import ChainOptions, Topology, chain_start
 from .initialize import count_transitions, uniform_segments
-from .networks import WORKSPACE, Kind, OwnNetwork, Sees, kind_of, network_of, over_time
+from .networks import WORKSPACE, Kind, OwnNetwork, Sees, evaluate, kind_of, network_of
 from .parametrize import Parametrized, full_precision, widened
 from .student_t import StudentTEmission
 
@@ -315,11 +315,11 @@ unless there is an end, which it would give away |
 
     def moved(self, outputs: Tensor, means: Tensor, covariances: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances (..., D) that the outputs (..., O) of an emission network make of free ones."""
-        outputs = widened(outputs)
-        widening = outputs[..., self.obs_dim :]
-        if widening.shape[-1]:
+        sizes = [self.obs_dim, outputs.shape[-1] - self.obs_dim]
+        shift, widening = widened(outputs).split(sizes, -1)  # type: ignore[no-untyped-call]
+        if sizes[1]:
             covariances = covariances * widening.clamp(-_MOST, _MOST).exp()
-        means = means + self.scale * outputs[..., : self.obs_dim]
+        means = means + self.scale * shift
         return means, covariances + self.variance_floor * self.scale.square()
 
     def _given(self, shape: tuple[int, ...], lengths: Tensor | None, **inputs: Any) -> Given:
@@ -363,15 +363,17 @@ unless there is an end, which it would give away |
             return self._emission_log_prob(x).expand(*x.shape[:-1], given.num_states)
         frames, states = network.frames(given.context, past, lengths), network.states(given.states)
         family, values = self.emission.family(), self.emission.values()
+        values = type(values)(*(x.expand(given.num_states, *x.shape[1:]) for x in values))
 
-        def scores(x: Tensor, frames: Tensor) -> Tensor:
-            outputs = network(frames, states)
+        def scores(outputs: Tensor, x: Tensor, *free: Tensor) -> Tensor:
             with full_precision(x):
-                means, covariances = self.moved(outputs, values.means, values.covariances)
-                found: Tensor = family.log_prob(x, values._replace(means=means, covariances=covariances))
+                laws = type(values)(*free)
+                means, covariances = self.moved(outputs, laws.means, laws.covariances)
+                found: Tensor = family.log_prob(x, laws._replace(means=means, covariances=covariances))
                 return found
 
-        return over_time(network, scores, self.workspace, given.num_states, -2, x, frames)
+        size = given.num_states, self.workspace, -2
+        return evaluate(network, frames, states, scores, *size, by_frame=(x,), others=values)
 
     def _moves(self, lengths: Tensor | None, given: Given, past: Tensor | None) -> Tensor:
         """log p of moves, (K, O) or (..., T or 1, K, O); O is K, or 2 for [stay, go on]."""
@@ -380,7 +382,7 @@ unless there is an end, which it would give away |
             found = found.expand(given.num_states, -1)
         if network is not None:
             frames, states = network.frames(given.context, past, lengths), network.states(given.states)
-            outputs = over_time(network, lambda x: network(x, states), self.workspace, given.num_states, -3, frames)
+            outputs = evaluate(network, frames, states, lambda x: x, given.num_states, self.workspace, -3)
             found = found + widened(outputs)
         if self.state_dim is not None and not self.has_end:
             is_last = given.is_last()
