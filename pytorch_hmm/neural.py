@@ -76,7 +76,7 @@ unless there is an end, which it would give away |
 
     A module gives (..., T, K, O), with O = K logits, or 2 for [stay, go on]; of emissions D shifts, or D shifts and D
     widenings. It is called on pieces of the time axis and must treat frames one by one; what mixes frames belongs into
-    the context, which takes gradients.
+    the context, which takes gradients. `save` refuses models that hold one: no file holds its code.
 
     Every method takes by name what the model is conditioned on, `forward` the context also by position: `context`; with
     `state_dim` (left_to_right alone) `state_context` (..., K, E), and `state_lengths` (...), how many of these each
