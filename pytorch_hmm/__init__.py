@@ -10,6 +10,7 @@ from .compat import (
     create_skip_state_matrix,
     create_transition_matrix,
 )
+from .contextual import ContextualNeuralHMM
 from .convert import from_dynamax, from_hmmlearn, from_pomegranate, to_dynamax, to_hmmlearn, to_pomegranate
 from .data import Batch
 from .discrete import (
@@ -37,6 +38,7 @@ from .hmm import BaseHMM
 from .input_driven import InputDrivenHMM
 from .layers import HMMLayer
 from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
+from .neural import NeuralHMM
 from .product import ProductEmission
 from .regression import LinearRegressionEmission, LinearRegressionHMM
 from .residuals import PseudoResiduals, pseudo_residuals
@@ -61,6 +63,7 @@ __all__ = [
     "CategoricalDuration",
     "CategoricalEmission",
     "CategoricalHMM",
+    "ContextualNeuralHMM",
     "Duration",
     "DurationConstrainedHMM",
     "Emission",
@@ -79,6 +82,7 @@ __all__ = [
     "MixtureGaussianEmission",
     "MixtureGaussianHMM",
     "NegativeBinomialDuration",
+    "NeuralHMM",
     "NotConverged",
     "PoissonDuration",
     "PoissonEmission",

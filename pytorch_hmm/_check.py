@@ -107,7 +107,9 @@ def need_frames(name: str, x: Any, frame_shape: tuple[int, ...], *, is_empty_all
         raise ValueError(f"{name}: expected at least one frame, got an empty sequence {tuple(x.shape)}; leave it out")
 
 
-def lengths_like(lengths: Any, x: Tensor, batch_shape: tuple[int, ...], num_steps: int) -> Tensor:
+def lengths_like(
+    lengths: Any, x: Tensor, batch_shape: tuple[int, ...], num_steps: int, name: str = "lengths"
+) -> Tensor:
     """`lengths` as an integer tensor of `batch_shape` on the device of `x`.
 
     Raises:
@@ -117,17 +119,15 @@ def lengths_like(lengths: Any, x: Tensor, batch_shape: tuple[int, ...], num_step
         lengths = lengths.copy()  # torch warns of arrays it may not write to
     found = torch.as_tensor(lengths, device=x.device)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"lengths: expected integers, got {found.dtype}")
+        raise TypeError(f"{name}: expected integers, got {found.dtype}")
     if tuple(found.shape) != batch_shape:
-        raise ValueError(f"lengths: expected one a sequence, shape {batch_shape}, got {tuple(found.shape)}")
+        raise ValueError(f"{name}: expected one a sequence, shape {batch_shape}, got {tuple(found.shape)}")
     if not is_traced(found, x):
         is_bad = (found < 1) | (found > num_steps)
         if is_bad.any():
             at = first(is_bad)
             where = str(list(at)) if at else ""
-            raise ValueError(
-                f"lengths{where}: expected 1..{num_steps}, got {int(found[at])}; leave empty sequences out"
-            )
+            raise ValueError(f"{name}{where}: expected 1..{num_steps}, got {int(found[at])}; leave empty sequences out")
     return found.to(torch.int64)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf, prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ._check import first, lengths_like, need_frames
 
 if TYPE_CHECKING:
+    from .hmm import BaseHMM
     from .trainable import TrainableHMM
 
 LEAST_SHARE = 1e-6
@@ -31,6 +32,8 @@ class Batch(NamedTuple):
     """(...)"""
     labels: Tensor | None = None
     """(..., T), -1 where the state is not known."""
+    inputs: dict[str, Any] | None = None
+    """What else the model's methods take, by name, such as {"context": (..., T, C)}."""
 
 
 class Source:
@@ -39,23 +42,33 @@ class Source:
     Args:
         data: a tensor (..., T, *frame); a list of tensors (T_i, *frame); or anything that gives batches each time it is
             iterated over, as a DataLoader does: tensors, or tuples (x, lengths).
+        inputs: what else the model's methods take, by name: tensors beside a tensor, lists beside a list.
     """
 
-    def __init__(self, model: TrainableHMM, data: Any, lengths: Any, weights: Any, labels: Any) -> None:
+    def __init__(
+        self,
+        model: BaseHMM,
+        data: Any,
+        lengths: Any,
+        weights: Any,
+        labels: Any,
+        inputs: dict[str, Any] | None = None,
+    ) -> None:
         self._model = model
         self._batches: list[Batch] | None = None
         if isinstance(data, Tensor):
             shape = tuple(data.shape[: data.ndim - self._rank])
             weights = None if weights is None else self._weights(weights, shape[:-1])
-            self._batches = [self._checked(data, lengths, weights, labels)]
+            self._batches = [self._checked(data, lengths, weights, labels, inputs)]
         elif isinstance(data, list | tuple) and not any(isinstance(item, tuple) for item in data):
             if lengths is not None:
                 raise ValueError("lengths: expected None with a list of sequences, which have lengths of their own")
-            self._batches = self._of_list(data, weights, labels)
+            self._batches = self._of_list(data, weights, labels, inputs)
         elif isinstance(data, Iterable):
             if iter(data) is data:
                 raise TypeError("data: expected something that can be iterated over again, got an iterator")
-            for name, value in (("lengths", lengths), ("sample_weights", weights), ("labels", labels)):
+            given = {"lengths": lengths, "sample_weights": weights, "labels": labels, **(inputs or {})}
+            for name, value in given.items():
                 if value is not None:
                     raise ValueError(f"{name}: expected None with batches, which hold (x, lengths)")
             self._loader = data
@@ -76,10 +89,13 @@ class Source:
             if isinstance(item, Batch):
                 yield self._checked(*item)
                 continue
+            inputs = None
+            if isinstance(item, list | tuple) and len(item) > 1 and isinstance(item[-1], dict):
+                *item, inputs = item
             x, lengths = item if isinstance(item, list | tuple) and len(item) == 2 else (item, None)
             if isinstance(x, list | tuple) and len(x) == 1:
                 x = x[0]
-            yield self._checked(x, lengths, None, None)
+            yield self._checked(x, lengths, None, None, inputs)
         if not count:
             raise ValueError("data: expected at least one batch, got none")
 
@@ -111,9 +127,10 @@ class Source:
         """LEAST_SHARE of the features' variances (D,) in those frames; a constant feature counts as the mean one."""
         if self._rank == 0:
             return 0.0
-        frames = torch.cat([self._model.emission.context(x) for x in self.frames()]).double()
-        if self._model.emission.num_regressors:
-            return LEAST_SHARE * self._left_over(frames)
+        emission = cast("TrainableHMM", self._model).emission
+        frames = torch.cat([emission.context(x) for x in self.frames()]).double()
+        if emission.num_regressors:
+            return LEAST_SHARE * self._left_over(frames, emission.num_regressors)
         count = sum_of_processes((~frames.isnan()).sum(0).double()).clamp_min(1.0)
         mean = sum_of_processes(frames.nansum(0)) / count
         variances = sum_of_processes((frames - mean).square().nansum(0)) / count
@@ -122,26 +139,33 @@ class Source:
         others = variances[is_some].mean() if is_some.any() else variances.new_ones(())
         return LEAST_SHARE * variances.where(is_some, others)
 
-    def _left_over(self, frames: Tensor) -> Tensor:
+    def _left_over(self, frames: Tensor, num_regressors: int) -> Tensor:
         """What one regression of all frames leaves of each feature's variance, (D,)."""
         frames = frames[~frames.isnan().any(-1)]
         frames = torch.cat([frames, frames.new_ones(len(frames), 1)], -1)
         moments = sum_of_processes(frames.mT @ frames)
-        dim = frames.shape[-1] - 1 - self._model.emission.num_regressors
+        dim = frames.shape[-1] - 1 - num_regressors
         found = torch.linalg.pinv(moments[dim:, dim:], hermitian=True) @ moments[dim:, :dim]
         # squares rather than a difference, which would cancel where little is left
         left = sum_of_processes((frames[:, :dim] - frames[:, dim:] @ found).square().sum(0)) / moments[-1, -1]
         least = 1e-24 * moments.diagonal()[:dim] / moments[-1, -1]
         return torch.maximum(left, least)
 
-    def _checked(self, x: Any, lengths: Any, weights: Tensor | None, labels: Tensor | None) -> Batch:
+    def _checked(
+        self,
+        x: Any,
+        lengths: Any,
+        weights: Tensor | None,
+        labels: Tensor | None,
+        inputs: dict[str, Any] | None = None,
+    ) -> Batch:
         need_frames("data", x, self._model.frame_shape)
         if labels is not None:
             labels = checked_labels(labels, lengths, tuple(x.shape[: x.ndim - self._rank]), self._model.num_states)
         if lengths is not None:
             shape = tuple(x.shape[: x.ndim - self._rank])
             lengths = lengths_like(lengths, x, shape[:-1], shape[-1])
-        return Batch(x, lengths, weights, labels)
+        return Batch(x, lengths, weights, labels, inputs)
 
     def _weights(self, weights: Any, shape: tuple[int, ...]) -> Tensor:
         found = torch.as_tensor(weights)
@@ -155,7 +179,9 @@ class Source:
             raise ValueError("sample_weights: expected one above 0 at least, got zeros alone")
         return found
 
-    def _of_list(self, data: Sequence[Any], weights: Any, labels: Any) -> list[Batch]:
+    def _of_list(
+        self, data: Sequence[Any], weights: Any, labels: Any, inputs: dict[str, Any] | None = None
+    ) -> list[Batch]:
         """Padded batches of sequences of like length, the longest first."""
         if not data:
             raise ValueError("data: expected at least one sequence, got none")
@@ -167,6 +193,9 @@ class Source:
             weights = self._weights(weights, (len(data),))
         if labels is not None and [len(y) for y in labels] != [len(x) for x in data]:
             raise ValueError("labels: expected one tensor of states for each sequence, as long as it")
+        for name, values in (inputs or {}).items():
+            if values is not None and len(values) != len(data):
+                raise ValueError(f"{name}: expected {len(data)}, one for each sequence, got {len(values)}")
         order = sorted(range(len(data)), key=lambda i: -len(data[i]))
         found, start = [], 0
         while start < len(order):
@@ -180,6 +209,7 @@ class Source:
                     None if bool((ends == ends[0]).all()) else ends,
                     None if weights is None else weights[chosen],
                     None if labels is None else padded([labels[i] for i in chosen], -1)[0],
+                    inputs and {name: _together(values, chosen) for name, values in inputs.items()},
                 )
             )
             start += count
@@ -203,6 +233,14 @@ def padded(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Ten
     """Sequences as one tensor (B, T, ...), `value` in the padding, and their lengths (B,)."""
     lengths = torch.tensor([len(x) for x in sequences], device=sequences[0].device)
     return torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=value), lengths
+
+
+def _together(values: Any, chosen: Sequence[int]) -> Any:
+    """What belongs to the chosen sequences: arrays of like rank, padded along their first axis."""
+    if values is None:
+        return None
+    parts = [torch.as_tensor(values[i]) for i in chosen]
+    return padded(parts)[0] if parts[0].ndim else torch.stack(parts)
 
 
 def is_distributed() -> bool:

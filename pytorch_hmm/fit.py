@@ -21,6 +21,8 @@ from hmm_functional.learning import HMMParameters, Priors, Statistics
 from .data import LARGEST_BATCH, Batch, Source, is_distributed, num_processes, padded, sum_of_processes
 
 if TYPE_CHECKING:
+    from .conditional import ConditionalHMM
+    from .hmm import BaseHMM
     from .trainable import TrainableHMM
 
 AT_ONCE = 2**18
@@ -77,7 +79,7 @@ class Progress(NamedTuple):
     iteration: int
     log_likelihood: float
     """Before the iteration."""
-    model: TrainableHMM
+    model: BaseHMM
     """With the parameters after it."""
 
 
@@ -106,15 +108,8 @@ def fit(
 ) -> FitReport:
     """The free function behind `TrainableHMM.fit`, which has the defaults and says what it does."""
     started = time.perf_counter()
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
-    for name, value, known in (("method", method, get_args(Method)), ("init", init, get_args(Init))):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
-    need_count("num_iterations", num_iterations, 0)
+    _need_options(generator, num_iterations, tolerance, method=(method, get_args(Method)), init=(init, get_args(Init)))
     need_count("num_restarts", num_restarts, 1)
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance}")
     if num_restarts > 1 and init == "keep":
         raise ValueError("num_restarts: expected 1 with init='keep', whose restarts would all be the same")
     source = Source(model, data, lengths, sample_weights, labels)
@@ -151,15 +146,66 @@ def fit(
         model.load_state_dict(best[1])
     history, stopped, dead = best[0].history, best[0].stopped, best[0].dead_states
     report = FitReport(history, stopped, time.perf_counter() - started, dead, ends, run.log_prior())
+    _warn_unless_converged(report, num_iterations, tolerance)
+    return report
+
+
+def descend(
+    model: ConditionalHMM,
+    data: Any,
+    lengths: Any,
+    inputs: dict[str, Any],
+    *,
+    num_iterations: int,
+    tolerance: float,
+    init: Init,
+    learning_rate: float,
+    sample_weights: Any,
+    callbacks: Sequence[Callback],
+    progress: bool,
+    generator: torch.Generator | None,
+) -> FitReport:
+    """The free function behind `ConditionalHMM.fit`, which has the defaults and says what it does."""
+    started = time.perf_counter()
+    _need_options(generator, num_iterations, tolerance, init=(init, ("kmeans", "keep")))
+    source = Source(model, data, lengths, sample_weights, None, inputs)
+    if init != "keep":
+        x, ends = padded(list(source.frames()))
+        counts = [count for batch in source if (count := model._num_states_of(batch)) is not None]
+        known = torch.cat(counts)[: len(x)] if counts else None
+        model.initialize_from_data(x, ends, state_lengths=known, generator=generator)
+    _as_the_first(model)
+    run = Descent(model, source, num_iterations, tolerance, callbacks, progress)
+    found = run.by_gradient(learning_rate)
+    run.close()
+    report = FitReport(found.history, found.stopped, time.perf_counter() - started, found.dead_states)
+    _warn_unless_converged(report, num_iterations, tolerance)
+    return report
+
+
+def _need_options(
+    generator: Any, num_iterations: int, tolerance: float, **choices: tuple[str, tuple[str, ...]]
+) -> None:
+    """Raise where an argument of `fit` is none."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+    need_count("num_iterations", num_iterations, 0)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance}")
+
+
+def _warn_unless_converged(report: FitReport, num_iterations: int, tolerance: float) -> None:
     if report.stopped == "num_iterations" and tolerance > 0 and num_iterations > 0:
         gain = report.history[-1] - report.history[-2]
         warnings.warn(
             f"fit: not converged after {num_iterations} iterations, the last changed {gain:+.3g} nats of "
             f"{report.history[-1]:.6g}; raise num_iterations, or the tolerance of {tolerance:g}",
             NotConverged,
-            stacklevel=3,
+            stacklevel=4,
         )
-    return report
 
 
 def _start(model: TrainableHMM, source: Source, init: Init, generator: torch.Generator | None) -> None:
@@ -183,8 +229,132 @@ class Trained(NamedTuple):
     """What was found, in float64; None where the model holds it."""
 
 
-class Training:
-    """Training of a model by one of the methods; models whose chain is another kind have one of their own."""
+class Descent:
+    """Training of a model by gradients: the loop, when it stops, and who is told."""
+
+    _model: Any
+
+    def __init__(
+        self,
+        model: TrainableHMM | ConditionalHMM,
+        source: Source,
+        num_iterations: int,
+        tolerance: float,
+        callbacks: Sequence[Callback],
+        progress: bool,
+    ) -> None:
+        self._model, self._source = model, source
+        self._num_iterations, self._tolerance = num_iterations, tolerance
+        self._callbacks = callbacks
+        self._bar = _bar(num_iterations) if progress else None
+
+    def by_gradient(self, rate: float) -> Trained:
+        """Adam on -log p(data) a frame; each iteration a pass over the batches."""
+        weights = self._weights()
+        if not weights:
+            raise ValueError("method: expected something to learn, everything is frozen or not learnable")
+        optimiser = torch.optim.Adam(weights, lr=rate)
+        shares = sum(1 for _ in self._source) * num_processes()
+        history: list[float] = []
+        stopped, best, state = "num_iterations", -inf, {}
+        for iteration in range(self._num_iterations):
+            total = 0.0
+            before = {name: value.clone() for name, value in self._model.state_dict().items()}
+            for batch in self._source:
+                optimiser.zero_grad()
+                loss, frames = self._loss(batch)
+                (loss - self._live_prior() / shares).backward()
+                count = sum_of_processes(torch.tensor(float(frames), dtype=torch.float64))
+                for p in weights:
+                    if p.grad is not None:
+                        p.grad.copy_(sum_of_processes(p.grad) / count.to(p.grad))
+                optimiser.step()
+                total -= float(sum_of_processes(loss.detach().double()))
+            history.append(total + self.log_prior())
+            if history[-1] > best:
+                best, state = history[-1], before
+            # a step too far is no convergence
+            if self._has_converged(history) and history[-1] >= history[-2]:
+                stopped = "converged"
+                break
+            if self._tell(iteration, history[-1]):
+                stopped = "callback"
+                break
+        found = self._end(history, stopped)
+        if found.history[-1] < best:  # the best of all steps is kept
+            self._model.load_state_dict(state)
+            found = self._end(history[:-1], stopped)
+        return found
+
+    def close(self) -> None:
+        """End the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def log_prior(self) -> float:
+        """log density of the model's parameters before any data, up to a constant."""
+        return 0.0
+
+    def _live_prior(self) -> Any:
+        """The same, differentiable."""
+        return 0.0
+
+    def _weights(self) -> list[torch.nn.Parameter]:
+        """What is learned."""
+        return [p for p in self._model.parameters() if p.requires_grad]
+
+    def _likelihood(self, batch: Batch) -> Tensor:
+        """log p(x) of each sequence, (...)."""
+        return self._model(batch.x, batch.lengths, **(batch.inputs or {}))  # type: ignore[no-any-return]
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """-log p(batch), weighted, and how many frames it has."""
+        likelihood = self._likelihood(batch)
+        weights = 1.0 if batch.weights is None else batch.weights.to(likelihood)
+        loss = -(likelihood * weights).sum()
+        if not torch.isfinite(sum_of_processes(loss.detach())):
+            raise ValueError("data: a sequence is impossible under the model, log p = -inf")
+        return loss, self._model._num_frames(batch.x, batch.lengths)
+
+    @torch.no_grad()
+    def _end(self, history: list[float], stopped: str) -> Trained:
+        """What became of the model that is at hand."""
+        total, occupied = 0.0, torch.zeros(self._model.num_states, dtype=torch.float64)
+        is_training = self._model.training
+        self._model.eval()
+        for batch in self._source:
+            inputs = batch.inputs or {}
+            posteriors, likelihood = self._model.forward_backward(batch.x, batch.lengths, **inputs)
+            weights = torch.ones_like(likelihood) if batch.weights is None else batch.weights.to(likelihood)
+            total += float((likelihood.double() * weights).sum())
+            found = (posteriors.double().sum(-2) * weights[..., None]).flatten(0, -2).sum(0)
+            occupied[: len(found)] += found.cpu()
+        self._model.train(is_training)
+        history.append(float(sum_of_processes(torch.tensor(total, dtype=torch.float64))))
+        occupied = sum_of_processes(occupied)
+        return self._ended(history, stopped, occupied if self._model._has_own_states else occupied.new_empty(0))
+
+    def _ended(self, history: list[float], stopped: str, occupied: Tensor) -> Trained:
+        if stopped == "num_iterations" and self._has_converged(history) and history[-1] >= history[-2]:
+            stopped = "converged"
+        return Trained(history, stopped, [int(k) for k in (occupied < LEAST_FRAMES).nonzero()[:, 0]], None)
+
+    def _has_converged(self, history: list[float]) -> bool:
+        return len(history) > 1 and self._tolerance > 0 and history[-1] - history[-2] < self._tolerance
+
+    def _tell(self, iteration: int, value: float) -> bool:
+        """Callbacks; whether one of them said False, which stops."""
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix_str(f"{value:.6g} nats")
+        told = Progress(iteration, value, self._model)
+        return any([callback(told) is False for callback in self._callbacks])
+
+
+class Training(Descent):
+    """Training of a model with a family by any method; models whose chain is another kind have one of their own."""
+
+    _model: TrainableHMM
 
     def __init__(
         self,
@@ -203,9 +373,8 @@ class Training:
             raise ValueError(f"frozen: expected some of {', '.join(map(repr, known))}, got {frozen!r}")
         if priors is not None:
             learning.need_concentrations(priors, model.num_states)
-        self._model, self._source = model, source
-        self._num_iterations, self._tolerance = num_iterations, tolerance
-        self._priors, self._callbacks = priors, callbacks
+        super().__init__(model, source, num_iterations, tolerance, callbacks, progress)
+        self._priors = priors
         self._frozen = {*frozen, *(() if model.learnable else ("log_initial", "log_transition"))}
         if variance_floor is None:
             variance_floor = source.least_variances()
@@ -215,7 +384,6 @@ class Training:
         self._family = model._family(variance_floor, None if priors is None else priors.emission)
         self._durations = model._duration_family(1.0 if priors is None else priors.duration)
         self._fixed = model._fixed(self._frozen)
-        self._bar = _bar(num_iterations) if progress else None
 
     def restarts_at_once(self) -> int:
         """How many go together: as many as share the cost of calls and do not outgrow caches.
@@ -302,57 +470,13 @@ class Training:
                 break
         return self._end(history, stopped)
 
-    def by_gradient(self, rate: float) -> Trained:
-        """Adam on -log p(data) a frame; each iteration a pass over the batches."""
-        named = self._model._parametrized()
-        held = {id(named[name].free) for name in self._frozen}
-        weights = [p for p in self._model.parameters() if p.requires_grad and id(p) not in held]
-        if not weights:
-            raise ValueError("method: expected something to learn, everything is frozen or not learnable")
-        optimiser = torch.optim.Adam(weights, lr=rate)
-        shares = sum(1 for _ in self._source) * num_processes()
-        history: list[float] = []
-        stopped, best, state = "num_iterations", -inf, {}
-        for iteration in range(self._num_iterations):
-            total = 0.0
-            before = {name: value.clone() for name, value in self._model.state_dict().items()}
-            for batch in self._source:
-                optimiser.zero_grad()
-                loss, frames = self._loss(batch)
-                (loss - self._live_prior() / shares).backward()
-                count = sum_of_processes(torch.tensor(float(frames), dtype=torch.float64))
-                for p in weights:
-                    if p.grad is not None:
-                        p.grad.copy_(sum_of_processes(p.grad) / count.to(p.grad))
-                optimiser.step()
-                total -= float(sum_of_processes(loss.detach().double()))
-            with torch.no_grad():
-                history.append(self._objective(torch.tensor(total), self._parameters()))
-            if history[-1] > best:
-                best, state = history[-1], before
-            # a step too far is no convergence
-            if self._has_converged(history) and history[-1] >= history[-2]:
-                stopped = "converged"
-                break
-            if self._tell(iteration, history[-1]):
-                stopped = "callback"
-                break
-        found = self._end(history, stopped)
-        if found.history[-1] < best:  # the best of all steps is kept
-            self._model.load_state_dict(state)
-            found = self._end(history[:-1], stopped)
-        return found
-
     @torch.no_grad()
     def _end(self, history: list[float], stopped: str) -> Trained:
         """What became of the model that is at hand."""
         parameters = self._parameters()
         statistics = self._statistics(parameters, "em")
         history.append(self._objective(statistics.log_likelihood, parameters))
-        if stopped == "num_iterations" and self._has_converged(history) and history[-1] >= history[-2]:
-            stopped = "converged"
-        dead = [int(k) for k in (self._occupied(statistics)[0] < LEAST_FRAMES).nonzero()[:, 0]]
-        return Trained(history, stopped, dead, None)
+        return self._ended(history, stopped, self._occupied(statistics)[0])
 
     @staticmethod
     def _occupied(statistics: Statistics) -> Tensor:
@@ -443,20 +567,16 @@ class Training:
             )
         return found
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        model = self._model
+    def _likelihood(self, batch: Batch) -> Tensor:
         is_allowed = self._allowed(batch, batch.x.device)
         if is_allowed is None:
-            likelihood = model(batch.x, batch.lengths)
-        else:
-            likelihood = model._restricted(batch.x, batch.lengths, is_allowed)
-        weights = 1.0 if batch.weights is None else batch.weights.to(likelihood)
-        num_steps = batch.x.shape[batch.x.ndim - len(model.frame_shape) - 1]
-        frames = num_steps * likelihood.numel() if batch.lengths is None else int(batch.lengths.sum())
-        loss = -(likelihood * weights).sum()
-        if not torch.isfinite(sum_of_processes(loss.detach())):
-            raise ValueError("data: a sequence is impossible under the model, log p = -inf")
-        return loss, frames
+            return super()._likelihood(batch)
+        return self._model._restricted(batch.x, batch.lengths, is_allowed)
+
+    def _weights(self) -> list[torch.nn.Parameter]:
+        named = self._model._parametrized()
+        held = {id(named[name].free) for name in self._frozen}
+        return [p for p in super()._weights() if id(p) not in held]
 
     def _live_prior(self) -> Any:
         """log density of the module's parameters before any data, differentiable."""
@@ -471,24 +591,8 @@ class Training:
         """log density of parameters before any data, up to a constant."""
         return learning.log_prior(parameters, self._family, self._priors, self._durations)
 
-    def close(self) -> None:
-        """End the progress bar."""
-        if self._bar is not None:
-            self._bar.close()
-
     def _objective(self, log_likelihood: Tensor, parameters: HMMParameters) -> float:
         return float(log_likelihood) + float(self._prior_of(parameters))
-
-    def _has_converged(self, history: list[float]) -> bool:
-        return len(history) > 1 and self._tolerance > 0 and history[-1] - history[-2] < self._tolerance
-
-    def _tell(self, iteration: int, value: float) -> bool:
-        """Callbacks; whether one of them said False, which stops."""
-        if self._bar is not None:
-            self._bar.update()
-            self._bar.set_postfix_str(f"{value:.6g} nats")
-        told = Progress(iteration, value, self._model)
-        return any([callback(told) is False for callback in self._callbacks])
 
 
 class Online:
@@ -528,7 +632,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.detach() if x.device.type == "mps" else x.detach().double()
 
 
-def _as_the_first(model: TrainableHMM) -> None:
+def _as_the_first(model: BaseHMM) -> None:
     """The parameters of the first process, in all of them."""
     if is_distributed():
         for value in model.state_dict().values():

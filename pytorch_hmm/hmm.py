@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import log
+from math import log, prod
 from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 import torch
@@ -74,7 +74,8 @@ class BaseHMM(AssignableModule, ABC):
     _functions = ChainFunctions(hf.log_likelihood, hf.forward_backward, hf.forward, hf.viterbi)
     _may_end = False
     """Whether a state may lead nowhere."""
-    _has_context = False
+    _is_conditional = False
+    """Whether chain or emissions depend on more than the parameters, so that nothing but its own methods runs it."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class BaseHMM(AssignableModule, ABC):
         self.missing = missing
         start, moves = self._chain_start(initial, transition, topology, self_loop)
         self.initial_distribution = LogProbabilities(start, "(K,)", learnable)
-        self.transition_distribution = self._moves(moves)
+        self.transition_distribution = self._make_moves(moves)
 
     @property
     def log_initial(self) -> Tensor:
@@ -162,8 +163,8 @@ class BaseHMM(AssignableModule, ABC):
 
     @transition.setter
     def transition(self, value: Any) -> None:
-        shape = (self.num_states, self.num_states)
-        self.log_transition = log_of("transition", value, shape, "(K, K)", self._may_end)
+        made = self.transition_distribution
+        self.log_transition = log_of("transition", value, made.shape, made.words, self._may_end)
 
     def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""
@@ -197,17 +198,14 @@ class BaseHMM(AssignableModule, ABC):
 
         References: Akaike 1974: 2 n - 2 log p(x) with n = `num_free_parameters()`.
         """
-        return 2.0 * self.num_free_parameters() - 2.0 * self.forward(x, lengths).detach().sum()
+        return self._criterion(2.0, self.forward(x, lengths))
 
     def bic(self, x: Tensor, lengths: Any = None) -> Tensor:
         """Schwarz's information criterion of all sequences together, scalar; lower is better.
 
         References: Schwarz 1978: n log(frames) - 2 log p(x), every frame within its length counted.
         """
-        likelihood = self.forward(x, lengths).detach()
-        num_steps = x.shape[x.ndim - len(self.frame_shape) - 1]
-        frames = num_steps * likelihood.numel() if lengths is None else int(torch.as_tensor(lengths).sum())
-        return self.num_free_parameters() * log(frames) - 2.0 * likelihood.sum()
+        return self._criterion(log(self._num_frames(x, lengths)), self.forward(x, lengths))
 
     def num_free_parameters(self) -> int:
         """Numbers that learning sets: a row of probabilities has one fewer than its possible entries."""
@@ -228,6 +226,22 @@ class BaseHMM(AssignableModule, ABC):
             OSError: there is no such file. ValueError: a damaged file, or one that holds another model.
         """
         return load(path, cls, device)  # type: ignore[no-any-return]
+
+    def _chain_start(
+        self, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Checked log p(z_0) and log transition, float64, and the latter's shape in letters."""
+        return chain_start(self.num_states, initial, transition, topology, self_loop)
+
+    def _criterion(self, weight: float, log_likelihood: Tensor) -> Tensor:
+        """An information criterion that weighs each free parameter so."""
+        return weight * self.num_free_parameters() - 2.0 * log_likelihood.detach().sum()
+
+    def _num_frames(self, x: Tensor, lengths: Any) -> int:
+        """Frames within the lengths."""
+        if lengths is not None:
+            return int(torch.as_tensor(lengths).sum())
+        return prod(x.shape[: x.ndim - len(self.frame_shape)])
 
     def _arguments(self) -> dict[str, Any]:
         """What the constructor takes to make a module of the same shape, for JSON."""
@@ -306,7 +320,7 @@ class BaseHMM(AssignableModule, ABC):
         """The arguments that shape the model."""
         return f"num_states={self.num_states}"
 
-    def _moves(self, start: Tensor) -> LogProbabilities:
+    def _make_moves(self, start: Tensor) -> LogProbabilities:
         """What makes the transition probabilities."""
         return LogProbabilities(start, "(K, K)", self.learnable)
 
@@ -319,26 +333,26 @@ class BaseHMM(AssignableModule, ABC):
             batch_shape=() if batch_size is None else (batch_size,),
         )
 
-    def _chain_start(
-        self, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
-    ) -> tuple[Tensor, Tensor]:
-        """Checked log p(z_0) and log transition, float64."""
-        num_states = self.num_states
-        uniform = torch.full((num_states,), -log(num_states), dtype=torch.float64)
-        if topology is None:
-            if self_loop is not None:
-                raise ValueError("self_loop: expected only with topology=; write it into transition instead")
-            moves = uniform.expand(num_states, num_states)
-            if transition is not None:
-                moves = log_of("transition", transition, (num_states, num_states), "(K, K)")
-        elif transition is not None:
-            raise ValueError("topology: expected either topology or transition, got both")
-        elif topology in ("left_to_right", "ergodic"):
-            build = hf.left_to_right if topology == "left_to_right" else hf.ergodic
-            moves = build(num_states, self_loop=0.5 if self_loop is None else self_loop, like=uniform)
-        else:
-            raise ValueError(f"topology: expected None, 'left_to_right' or 'ergodic', got {topology!r}")
-        if initial is not None:
-            return log_of("initial", initial, (num_states,), "(K,)"), moves
-        is_first = torch.arange(num_states) == 0
-        return (torch.where(is_first, 0.0, -torch.inf).double() if topology == "left_to_right" else uniform), moves
+
+def chain_start(
+    num_states: int, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
+) -> tuple[Tensor, Tensor]:
+    """Checked log p(z_0) and log transition, float64."""
+    uniform = torch.full((num_states,), -log(num_states), dtype=torch.float64)
+    if topology is None:
+        if self_loop is not None:
+            raise ValueError("self_loop: expected only with topology=; write it into transition instead")
+        moves = uniform.expand(num_states, num_states)
+        if transition is not None:
+            moves = log_of("transition", transition, (num_states, num_states), "(K, K)")
+    elif transition is not None:
+        raise ValueError("topology: expected either topology or transition, got both")
+    elif topology in ("left_to_right", "ergodic"):
+        build = hf.left_to_right if topology == "left_to_right" else hf.ergodic
+        moves = build(num_states, self_loop=0.5 if self_loop is None else self_loop, like=uniform)
+    else:
+        raise ValueError(f"topology: expected None, 'left_to_right' or 'ergodic', got {topology!r}")
+    if initial is not None:
+        return log_of("initial", initial, (num_states,), "(K,)"), moves
+    is_first = torch.arange(num_states) == 0
+    return (torch.where(is_first, 0.0, -torch.inf).double() if topology == "left_to_right" else uniform), moves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,14 @@ class Moments(NamedTuple):
     covariances: Tensor
 
 
-def uniform_segments(steps: Tensor, ends: Tensor, num_states: int) -> Tensor:
-    """State of each step (..., T) where every sequence spends equal time in all states, in their order."""
-    return (steps * num_states // ends[..., None]).clamp_max(num_states - 1)
+def uniform_segments(steps: Tensor, ends: Tensor, num_states: Any) -> Tensor:
+    """State of each step (..., T) where every sequence spends equal time in all states, in their order.
+
+    Args:
+        num_states: K, or (..., 1) integers.
+    """
+    found: Tensor = (steps * num_states // ends[..., None]).clamp_max(num_states - 1)
+    return found
 
 
 def count_transitions(states: Tensor, num_states: int) -> tuple[Tensor, Tensor]:

@@ -150,7 +150,7 @@ class InputDrivenHMM(EmissionHMM):
     """
 
     emission: BesideContext
-    _has_context = True
+    _is_conditional = True
     _training = ContextTraining
 
     def __init__(

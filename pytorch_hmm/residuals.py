@@ -67,7 +67,7 @@ def pseudo_residuals(
         raise NotImplementedError("model: pseudo-residuals of semi-Markov models are not known here")
     if kind == "ordinary" and model.emission.num_lags:
         raise NotImplementedError("kind: 'ordinary' residuals of emissions with lags are not known; take 'forecast'")
-    if model._has_context:
+    if model._is_conditional:
         raise NotImplementedError("model: residuals of transitions that depend on inputs are not known")
     with full_precision(model.log_initial):
         x, lengths, is_missing = model._prepare(x, lengths)

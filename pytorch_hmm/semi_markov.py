@@ -209,11 +209,11 @@ class HSMM(EmissionHMM):
         start, _ = super()._chain_start(initial, None, None, None)
         if topology is not None:
             raise ValueError("topology: expected either topology or transition, got both")
-        return start, self._moves(torch.zeros(size, size)).checked(
+        return start, self._make_moves(torch.zeros(size, size)).checked(
             "transition", log_of("transition", transition, (size, size), "(K, K)", may_end=True)
         )
 
-    def _moves(self, start: Tensor) -> SegmentMoves:
+    def _make_moves(self, start: Tensor) -> SegmentMoves:
         return SegmentMoves(start, "(K, K)", self.learnable)
 
     def _live(self) -> HMMParameters:

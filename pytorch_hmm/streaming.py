@@ -54,8 +54,9 @@ class StreamingHMMProcessor(nn.Module):
         super().__init__()
         if not isinstance(hmm_model, BaseHMM):
             raise TypeError(f"hmm_model: expected an HMM module of pytorch_hmm, got {type(hmm_model).__name__}")
-        if hmm_model._has_context:
-            raise TypeError("hmm_model: expected transitions that do not vary, got ones that depend on inputs")
+        if hmm_model._is_conditional:
+            kind = type(hmm_model).__name__
+            raise TypeError(f"hmm_model: expected a model of observations alone, {kind} depends on inputs or networks")
         if decode not in ("posterior", "filter"):
             raise ValueError(f"decode: expected 'posterior' or 'filter', got {decode!r}")
         if isinstance(hmm_model, HSMM) and decode != "filter":

@@ -426,7 +426,7 @@ def test_what_is_not_there_says_so():
         model.partial_fit(x)
     with pytest.raises(NotImplementedError, match="residuals"):
         pseudo_residuals(model, x)
-    with pytest.raises(TypeError, match="depend on inputs"):
+    with pytest.raises(TypeError, match="depends on inputs"):
         StreamingHMMProcessor(model)
 
 

@@ -64,6 +64,55 @@ def test_densities(name, kind):
     np.testing.assert_allclose(library.numpy(found), expected, rtol=1e-12)
 
 
+def by_frame(kind, batch, num_steps, rng):
+    """Covariances for means of each frame: of each frame, of each state, or of all."""
+    if batch is None:
+        return covariances_of(kind, (4,), 3)
+    return rng.uniform(0.5, 2.0, (*batch, num_steps, *((4, 3) if kind == "diag" else (4,))))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("density", ["gaussian", "student_t"])
+@pytest.mark.parametrize(("kind", "batch"), [*((kind, None) for kind in TYPES), ("diag", (2,)), ("spherical", (1,))])
+@pytest.mark.parametrize("num_means", [1, 5])
+def test_means_of_each_frame(name, density, kind, batch, num_means):
+    if name == "strict" and density == "student_t":
+        pytest.skip("no log gamma in the standard")
+    library, rng = LIBRARIES[name], np.random.default_rng(1)
+    x, means = rng.normal(size=(2, 5, 3)), rng.normal(size=(2, num_means, 4, 3))
+    covariances = by_frame(kind, batch, num_means, rng)
+    degrees = rng.uniform(1, 9, 4)
+    extra = (degrees,) if density == "student_t" else ()
+    function = hf.student_t_log_prob if density == "student_t" else hf.gaussian_log_prob
+    found = library.numpy(function(*map(library.array, (x, means, covariances, *extra)), covariance_type=kind))
+    if batch is None:
+        full = np.broadcast_to(full_covariances(kind, covariances, (4,), 3), (2, 5, 4, 3, 3))
+    else:
+        wide = covariances if kind == "diag" else covariances[..., None]
+        full = np.broadcast_to(wide, (2, 5, 4, 3))[..., None] * np.eye(3)
+    assert found.shape == (2, 5, 4)
+    for b, t, k in np.ndindex(2, 5, 4):
+        mean = means[b, t if num_means > 1 else 0, k]
+        law = scipy.stats.multivariate_normal(mean, full[b, t, k])
+        if density == "student_t":
+            law = scipy.stats.multivariate_t(mean, full[b, t, k], df=degrees[k])
+        np.testing.assert_allclose(found[b, t, k], law.logpdf(x[b, t]), rtol=1e-10)
+
+
+def test_means_of_each_frame_that_do_not_fit():
+    x, means, ones = torch.zeros(2, 5, 3), torch.zeros(2, 5, 4, 3), torch.ones(4, 3)
+    for given, message in (
+        ((x, means[:, :2], ones), r"means: expected shape \(\.\.\., T or 1, K, D\) with T = 5 as in observations"),
+        ((x, means[:1, :, :3], ones), r"covariances: expected shape \(K, D\) = \(3, 3\)"),
+        ((x, means, torch.ones(2, 3, 4, 3)), r"covariances: expected shape \(\.\.\., T or 1, K, D\) with T = 5"),
+        ((x, means.expand(3, 2, 5, 4, 3)[:, :1].expand(3, 4, 5, 4, 3), ones), "batch axes must broadcast"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hf.gaussian_log_prob(*given)
+    with pytest.raises(ValueError, match="missing: expected 'propagate' with means of each frame"):
+        hf.gaussian_log_prob(x, means, ones, missing="marginalize")
+
+
 def test_one_density_by_hand():
     with mpmath.workdps(50):
         x, mean, variance = mpmath.mpf("0.3"), mpmath.mpf("-1.2"), mpmath.mpf("0.07")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import inf, log, pi
 from typing import Any
 
-from .._check import need_floating, need_shape
+from .._check import broadcast_batch, need_floating, need_shape
 from ..backend import Array, Backend
 from ..kernels.gaussians import can_read, mixture_log_prob
 
@@ -42,6 +42,21 @@ def log_prob_of_gaps(backend: Backend, gaps: Array, spread: Array, constant: Arr
         return xp.matrix_transpose(-0.5 * xp.sum(white * white, axis=1)) + constant
     white = gaps / spread
     return constant - 0.5 * xp.sum(white * white, axis=-1)
+
+
+def log_prob_by_frame(
+    backend: Backend, observations: Array, means: Array, covariances: Array, covariance_type: str
+) -> Array:
+    """(..., T, K) for observations (..., T, D) and means (..., T or 1, K, D), as `gaussian_log_prob` has them."""
+    xp, has_factor = backend.xp, covariance_type in ("full", "tied")
+    if covariance_type == "spherical":
+        covariances = xp.broadcast_to(covariances[..., None], (*covariances.shape, means.shape[-1]))
+    gaps = observations[..., None, :] - means
+    spread, constant = spread_of(backend, covariances, has_factor)
+    if not has_factor:
+        return log_prob_of_gaps(backend, gaps, spread, constant, False)
+    found = log_prob_of_gaps(backend, xp.reshape(gaps, (-1, *gaps.shape[-2:])), spread, constant, True)
+    return xp.reshape(found, gaps.shape[:-1])
 
 
 class Density:
@@ -171,6 +186,25 @@ def in_one_dtype(backend: Backend, **arrays: Array) -> list[Array]:
     if xp.finfo(dtype).bits < 32:
         dtype = xp.float32
     return [xp.astype(x, dtype, copy=False) for x in arrays.values()]
+
+
+def need_frame_shapes(
+    observations: tuple[int, ...], means: tuple[int, ...], covariances: tuple[int, ...], covariance_type: Any
+) -> None:
+    """Raise ValueError unless means (..., T or 1, K, D) and their covariances go with observations (..., T, D)."""
+    num_steps, num_states = observations[-2], means[-2]
+    batches = {"observations": tuple(observations[:-2])}
+    named = {"means": (means, 2)}
+    base = {"diag": 2, "spherical": 1}.get(covariance_type, len(covariances))
+    if len(covariances) > base:
+        named["covariances"] = (covariances, base)
+    for name, (shape, rank) in named.items():
+        if shape[-rank - 1] not in (1, num_steps):
+            words = f"(..., T or 1, K{', D' * (rank == 2)}) with T = {num_steps} as in observations"
+            raise ValueError(f"{name}: expected shape {words}, got {tuple(shape)}")
+        batches[name] = tuple(shape[: -rank - 1])
+    broadcast_batch(batches)
+    need_covariances(covariances[max(len(covariances) - base, 0) :], covariance_type, num_states, None, means[-1])
 
 
 def need_covariances(

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from .._check import need_shape
 from ..backend import Array, backend_of
-from .density import Density, can_compile, common, compiled_log_prob, need_covariances, over_frames
+from .density import (
+    Density,
+    can_compile,
+    common,
+    compiled_log_prob,
+    log_prob_by_frame,
+    need_covariances,
+    need_frame_shapes,
+    over_frames,
+)
 from .missing import Marginal, apart, is_marginal, scores_apart
 from .moments import (
     GaussianFamily,
@@ -32,9 +41,10 @@ def gaussian_log_prob(
 
     Args:
         observations: (..., T, D).
-        means: (K, D).
+        means: (K, D); or (..., T or 1, K, D), those of each frame, such as a network's.
         covariances: variances, not standard deviations: "diag" (K, D), "spherical" (K,), "full" (K, D, D), "tied"
-            (D, D), "tied_diag" (D,). Positive (definite): not checked here, what is not gives NaN.
+            (D, D), "tied_diag" (D,). Beside means of each frame also "diag" (..., T or 1, K, D) and "spherical"
+            (..., T or 1, K). Positive (definite): not checked here, what is not gives NaN.
         covariance_type: which of these.
         missing: what NaN stands for: "propagate" an error, "marginalize" a feature that was not observed and is
             integrated out.
@@ -54,7 +64,8 @@ def gaussian_log_prob(
     the data does not enter: in float32, D = 80, offset 1000, 6e-5 nats of 300. On a GPU and under a tracer, which
     read no values, use float64 for states far apart. Gradients are those of the matrix product. With "marginalize", one
     pass that looks for NaN; frames that hold any sum squared differences, O(K D) a frame, and for "full" and "tied"
-    O(K D^3) for each set of features that is missing. Under a tracer every frame does, with a set of its own.
+    O(K D^3) for each set of features that is missing. Under a tracer every frame does, with a set of its own. With
+    means of each frame squared differences are summed, and arrays of (B, T, K, D), as the means are, kept.
 
     Example:
         >>> import torch, hmm_functional as hf
@@ -66,9 +77,12 @@ def gaussian_log_prob(
     """
     backend = backend_of(observations=observations, means=means, covariances=covariances)
     need_shape("means", means.shape, (None, None), "(K, D)")
-    if means.ndim != 2:
-        raise ValueError(f"means: expected shape (K, D), got {tuple(means.shape)}")
     observations, (means, covariances) = common(backend, observations, means=means, covariances=covariances)
+    if means.ndim > 2:
+        need_frame_shapes(observations.shape, means.shape, covariances.shape, covariance_type)
+        if is_marginal(missing):
+            raise ValueError("missing: expected 'propagate' with means of each frame, got 'marginalize'")
+        return log_prob_by_frame(backend, observations, means, covariances, covariance_type)
     need_covariances(covariances.shape, covariance_type, means.shape[0], None, means.shape[1])
 
     def exact(observations: Array, means: Array, covariances: Array) -> Array:

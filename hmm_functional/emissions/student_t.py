@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .._check import need_shape
 from ..backend import Array, Backend, backend_of
 from .constraints import held
-from .density import common, need_covariances
+from .density import common, need_covariances, need_frame_shapes
 from .gaussian import gaussian_log_prob
 from .moments import GaussianFamily, GaussianStatistics, centre_of, is_seen, maximize_gaussians, weighted_moments, wide
 
@@ -29,7 +29,7 @@ def student_t_log_prob(
 
     Args:
         observations: (..., T, D).
-        means: (K, D).
+        means: (K, D), or (..., T or 1, K, D), those of each frame.
         covariances: scale matrices, as `gaussian_log_prob`'s covariances; the covariance of x is that times
             degrees / (degrees - 2). One chi-square variable scales all features, with diagonal matrices too.
         degrees_of_freedom: (K,), above 0; few give heavy tails, many a Gaussian.
@@ -50,14 +50,16 @@ def student_t_log_prob(
     backend = backend_of(
         observations=observations, means=means, covariances=covariances, degrees_of_freedom=degrees_of_freedom
     )
-    if means.ndim != 2:
-        raise ValueError(f"means: expected shape (K, D), got {tuple(means.shape)}")
-    num_states, dim = means.shape
+    need_shape("means", means.shape, (None, None), "(K, D)")
+    num_states, dim = means.shape[-2:]
     need_shape("degrees_of_freedom", degrees_of_freedom.shape, (num_states,), "(K,) as in means")
     observations, (means, covariances, degrees) = common(
         backend, observations, means=means, covariances=covariances, degrees_of_freedom=degrees_of_freedom
     )
-    need_covariances(covariances.shape, covariance_type, num_states, None, dim)
+    if means.ndim > 2:
+        need_frame_shapes(observations.shape, means.shape, covariances.shape, covariance_type)
+    else:
+        need_covariances(covariances.shape, covariance_type, num_states, None, dim)
     squares = _squares(backend, observations, means, covariances, covariance_type)
     half = 0.5 * (degrees + dim)
     constant = backend.log_gamma(half) - backend.log_gamma(0.5 * degrees) - 0.5 * dim * backend.xp.log(pi * degrees)
@@ -75,7 +77,7 @@ def _squares(backend: Backend, observations: Array, means: Array, covariances: A
 
 
 def _log_det(backend: Backend, covariances: Array, covariance_type: str, dim: int) -> Array:
-    """Log determinants, (K,) or ()."""
+    """Log determinants, (K,) or (), or (..., T or 1, K) with covariances of each frame."""
     xp = backend.xp
     if covariance_type in ("full", "tied"):
         return 2 * xp.sum(xp.log(xp.linalg.diagonal(xp.linalg.cholesky(covariances))), axis=-1)
