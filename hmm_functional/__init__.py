@@ -4,6 +4,7 @@ from ._types import Forward, ForwardBackward, SemiMarkovPath, SemiMarkovPosterio
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
 from .builders import ergodic, from_mask, left_to_right
 from .decode import log_joint, viterbi, viterbi_k_best
+from .durations import expand_states, scale_durations
 from .emissions import (
     bernoulli_log_prob,
     categorical_log_prob,
@@ -34,12 +35,15 @@ from .semi_markov import (
 )
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
+from .synthesis import GlobalVariance, mlpg
 from .transition import Banded, LowRank, Sparse
+from .windows import apply_windows
 
 __all__ = [
     "Banded",
     "Forward",
     "ForwardBackward",
+    "GlobalVariance",
     "LowRank",
     "SemiMarkovPath",
     "SemiMarkovPosterior",
@@ -47,9 +51,11 @@ __all__ = [
     "Sparse",
     "StreamState",
     "Viterbi",
+    "apply_windows",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "ergodic",
+    "expand_states",
     "expected_transitions",
     "forecast",
     "forward",
@@ -62,6 +68,7 @@ __all__ = [
     "log_joint",
     "log_likelihood",
     "mask_emission",
+    "mlpg",
     "pair_posteriors",
     "poisson_log_prob",
     "posterior_decode",
@@ -69,6 +76,7 @@ __all__ = [
     "restrict_states",
     "sample",
     "sample_posterior",
+    "scale_durations",
     "semi_markov_forward_backward",
     "semi_markov_log_likelihood",
     "semi_markov_sample",
