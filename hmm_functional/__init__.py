@@ -15,6 +15,7 @@ from .emissions import (
     student_t_log_prob,
 )
 from .entropy import posterior_entropy
+from .global_variance import GlobalVariance
 from .kernels import cpu as _cpu  # noqa: F401  (registers its kernel)
 from .likelihood import forecast, forward, log_likelihood
 from .observation import mask_emission, restrict_states
@@ -35,7 +36,7 @@ from .semi_markov import (
 )
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
-from .synthesis import GlobalVariance, mlpg
+from .synthesis import mlpg
 from .transition import Banded, LowRank, Sparse
 from .windows import apply_windows
 
