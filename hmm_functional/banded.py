@@ -115,7 +115,7 @@ def _cyclic_factor(backend: Backend, bands: Array) -> Array:
     size = width - 1
     bands = xp.permute_dims(bands, (0, 1, 3, 2))
     bands = _with_identity(backend, bands, -num_steps % size)
-    bands = xp.reshape(bands, (*bands.shape[:-1], -1, size))  # (B, D, J, n, H)
+    bands = xp.reshape(bands, (*bands.shape[:-1], bands.shape[-1] // size, size))  # (B, D, J, n, H)
     zeros = xp.zeros_like(bands[..., 0, :, 0])
     inner = [[bands[..., abs(a - b), :, min(a, b)] for a in range(size)] for b in range(size)]
     lower = [[bands[..., size + b - a, :, a] if b <= a else zeros for a in range(size)] for b in range(size)]
@@ -145,7 +145,7 @@ def _cyclic_solve(backend: Backend, factor: Array, right: Array, width: int) -> 
     pad = -num_steps % size
     if pad:
         right = xp.concat([right, backend.full((*right.shape[:-1], pad), 0.0, like=right)], axis=-1)
-    right = xp.permute_dims(xp.reshape(right, (*right.shape[:-1], -1, size)), (0, 1, 3, 2))
+    right = xp.permute_dims(xp.reshape(right, (*right.shape[:-1], right.shape[-1] // size, size)), (0, 1, 3, 2))
     rounds, odd, place = [], [], 0
     for count in _sizes(num_steps, width):
         rounds.append([factor[:, :, i, :, :, place : place + count] for i in range(3)])
@@ -160,9 +160,9 @@ def _cyclic_solve(backend: Backend, factor: Array, right: Array, width: int) -> 
     for (inverse, left, after), own in zip(rounds[-2::-1], odd[::-1], strict=True):
         found = found[..., : own.shape[-1]]
         other = _times(inverse, own) - _times(left, found) - _times(after, xp.roll(found, -1, axis=-1))
-        found = xp.reshape(xp.stack([found, other], axis=-1), (*found.shape[:-1], -1))
+        found = xp.reshape(xp.stack([found, other], axis=-1), (*found.shape[:-1], 2 * found.shape[-1]))
     found = xp.permute_dims(found, (0, 1, 3, 2))
-    return xp.reshape(found, (*found.shape[:2], -1))[..., :num_steps]
+    return xp.reshape(found, (*found.shape[:2], size * found.shape[2]))[..., :num_steps]
 
 
 def _with_identity(backend: Backend, bands: Array, count: int) -> Array:

@@ -69,7 +69,8 @@ def law_of(backend: Backend, given: GlobalVariance, batch: tuple[int, ...], like
     found = []
     for name, x in zip(named, in_one_dtype(backend, **named), strict=True):
         need_shape(name, x.shape, (dim,), f"(..., D) with D = {dim}")
-        if not backend.is_traced(x) and backend.is_host(x) and not bool(xp.all(x > 0)):
+        is_positive = xp.all(x > 0)
+        if not backend.is_traced(is_positive) and backend.is_host(x) and not bool(is_positive):
             raise ValueError(f"{name}: expected positive numbers, got {float(xp.min(x))}")
         x = xp.astype(backend.stop_gradient(x), like.dtype, copy=False)
         found.append((x[None, :] if x.ndim == 1 else flat(backend, x, batch, 1))[..., None])

@@ -98,7 +98,8 @@ def _by_window(backend: Backend, x: Array, batch: tuple[int, ...], count: int, d
     xp = backend.xp
     if batch:
         x = flat(backend, x, batch, 2)
-    x = xp.reshape(xp.astype(x, dtype, copy=False), (-1, x.shape[-2], count, x.shape[-1] // count))
+    shape = (prod(x.shape[:-2]), x.shape[-2], count, x.shape[-1] // count)
+    x = xp.reshape(xp.astype(x, dtype, copy=False), shape)
     return xp.permute_dims(x, (0, 2, 3, 1))
 
 
