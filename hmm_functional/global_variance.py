@@ -16,7 +16,7 @@ ENOUGH = 1e-12
 """Iterations end where the objective grows by less than this share of what a frame weighs."""
 
 STEPS = (0.0, *(2.0**-n for n in range(12, 0, -1)), 1.0, 1.5, 2.0, 3.0, 4.0)
-"""The lengths of step tried along a direction; 0 keeps what there is."""
+"""The lengths of step tried along a direction, 0 first: it keeps what there is."""
 
 
 @dataclass(frozen=True)
@@ -103,41 +103,47 @@ def raise_variance(backend: Backend, system: System, start: Array, frames: Frame
         x = xp.where(is_valid, x, 0.0)
         return xp.where(is_valid, x - xp.sum(x, axis=-1, keepdims=True) / count, 0.0)
 
-    def along(added: Array, direction: Array) -> tuple[Array, Array]:
-        """What is added after the best of STEPS, and how much the objective grew, (B, D, 1)."""
-        pushed = apply(backend, system.bands, direction)
-        linear, square = dot(added, pushed) * scale, 0.5 * dot(direction, pushed) * scale
-        now, more = centred(start + added), centred(direction)
-        off = dot(now, now) / count - law.mean
-        first, second = 2.0 * dot(now, more) / count, dot(more, more) / count
+    def along(added: Array, direction: Array, is_bent: bool) -> tuple[Array, Array]:
+        """What is added after the best of STEPS, and how much the objective grew, (B, D, 1).
+
+        A straight step changes the variance by its square, too. One that is bent takes that back by the distance from
+        the mean over time, so that the variance is what the slope promised.
+        """
+        spread = centred(start + added)
+        more = centred(direction)
+        now, first, second = dot(spread, spread) / count, dot(spread, more) / count, dot(more, more) / count
         steps = xp.astype(backend.asarray(list(STEPS), like=start), start.dtype)
-        change = steps * (first + steps * second)
-        gains = -steps * (linear + steps * square) - stiffness * change * (off + 0.5 * change)
+        turns = xp.zeros_like(steps * now)
+        if is_bent:
+            promised = xp.maximum(now + 2.0 * steps * first, 0.25 * now)
+            root = (steps * first) ** 2 - now * (steps * steps * second - promised)
+            can_turn = (root >= 0) & (now > 0)
+            ends = xp.sqrt(xp.where(can_turn, root, 0.0)) - steps * first
+            turns = xp.where(can_turn & (steps > 0), ends / xp.where(now > 0, now, 1.0) - 1.0, 0.0)
+        change = turns * (2.0 + turns) * now + 2.0 * (1.0 + turns) * steps * first + steps * steps * second
+        pushed, pulled = apply(backend, system.bands, direction), apply(backend, system.bands, spread)
+        loss = steps * (dot(added, pushed) + 0.5 * steps * dot(direction, pushed))
+        loss = loss + turns * (dot(added, pulled) + steps * dot(direction, pulled) + 0.5 * turns * dot(spread, pulled))
+        gains = -scale * loss - stiffness * change * (now - law.mean + 0.5 * change)
         gains = xp.where(xp.isnan(gains), 0.0, gains)
         best = xp.argmax(gains, axis=-1, keepdims=True)
-        taken = backend.take_along(xp.broadcast_to(steps, gains.shape), best, -1)
-        return xp.where(taken > 0, added + taken * direction, added), backend.take_along(gains, best, -1)
+        taken, gain, turn = (
+            backend.take_along(xp.broadcast_to(x, gains.shape), best, -1) for x in (steps, gains, turns)
+        )
+        return xp.where(taken > 0, added + taken * direction + turn * spread, added), gain
 
     def step(added: Array) -> tuple[Array, Array]:
-        spread = centred(start + added)
-        slope = 2.0 * spread / count
-        variance = dot(spread, spread) / count
-        off = variance - law.mean
+        slope = 2.0 * centred(start + added) / count
+        off = 0.25 * count * dot(slope, slope) - law.mean
         turned = system.solve(backend, slope) / scale
         plain = -added - stiffness * off * turned
         share = stiffness * dot(slope, plain) / (1.0 + stiffness * dot(slope, turned))
-        direct = plain - share * turned
-        # straight on, the variance grows with the square of the step, too: bent to what the slope promises
-        there = centred(start + added + direct)
-        promised = xp.maximum(variance + dot(slope, direct), 0.25 * variance)
-        reached = dot(there, there) / count
-        bend = xp.sqrt(promised / xp.where(reached > 0, reached, 1.0)) - 1.0
-        return along(added, direct + bend * there)
+        return along(added, plain - share * turned, is_bent=True)
 
     spread = centred(start)
     now = dot(spread, spread) / count
     grown = xp.sqrt(law.mean / xp.where(now > 0, now, law.mean))
-    added, _ = along(xp.zeros_like(start), (grown - 1.0) * spread)
+    added, _ = along(xp.zeros_like(start), (grown - 1.0) * spread, is_bent=False)
     return start + _iterate(backend, step, added, law.num_iterations)
 
 
