@@ -23,6 +23,7 @@ from .builders import (
 from .covariates import LogisticTransitions, logistic_transitions, maximize_logistic_transitions
 from .decode import log_joint, viterbi, viterbi_k_best
 from .durations.chains import duration_chain, negative_binomial_chain
+from .durations.frames import expand_states, scale_durations
 from .emissions import (
     bernoulli_log_prob,
     categorical_log_prob,
@@ -33,6 +34,7 @@ from .emissions import (
     student_t_log_prob,
 )
 from .entropy import posterior_entropy
+from .global_variance import GlobalVariance
 from .kernels import cpu as _cpu  # noqa: F401  (registers its kernel)
 from .likelihood import forecast, forward, log_likelihood
 from .observation import mask_emission, restrict_states
@@ -62,13 +64,16 @@ from .semi_markov_streaming import (
 )
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
+from .synthesis import mlpg
 from .transition import Banded, LowRank, Sparse
+from .windows import apply_windows
 
 __all__ = [
     "Banded",
     "ExpandedChain",
     "Forward",
     "ForwardBackward",
+    "GlobalVariance",
     "Hierarchy",
     "LogisticTransitions",
     "LowRank",
@@ -80,11 +85,13 @@ __all__ = [
     "Sparse",
     "StreamState",
     "Viterbi",
+    "apply_windows",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "duration_chain",
     "duration_constrained",
     "ergodic",
+    "expand_states",
     "expected_transitions",
     "forecast",
     "forward",
@@ -101,6 +108,7 @@ __all__ = [
     "logistic_transitions",
     "mask_emission",
     "maximize_logistic_transitions",
+    "mlpg",
     "negative_binomial_chain",
     "pair_posteriors",
     "poisson_log_prob",
@@ -110,6 +118,7 @@ __all__ = [
     "restrict_states",
     "sample",
     "sample_posterior",
+    "scale_durations",
     "semi_markov_completed",
     "semi_markov_forward",
     "semi_markov_forward_backward",

@@ -116,14 +116,19 @@ def load(path: Path) -> Any:
     return samples
 
 
-def log_mel(samples: Any) -> Tensor:
-    """Log-mel features (T, D), mean and variance normalised, 10 ms a frame."""
+def mel_levels(samples: Any) -> Any:
+    """log of the mel power spectrum, (T, D), 10 ms a frame."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         power = librosa.feature.melspectrogram(
             y=samples, sr=SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, n_mels=NUM_MELS, center=True
         )
-    features = np.log(np.maximum(power, 1e-8)).T
+    return np.log(np.maximum(power, 1e-8)).T
+
+
+def log_mel(samples: Any) -> Tensor:
+    """Log-mel features (T, D), mean and variance normalised, 10 ms a frame."""
+    features = mel_levels(samples)
     features = (features - features.mean(0)) / np.maximum(features.std(0), 1e-3)
     return torch.as_tensor(np.ascontiguousarray(features), dtype=torch.float32)
 

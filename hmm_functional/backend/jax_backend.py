@@ -71,8 +71,22 @@ class JaxBackend:
         right = jnp.broadcast_to(right, (*batch, *right.shape[-2:]))
         return jax.scipy.linalg.solve_triangular(lower, right, lower=True)
 
+    def solve_linear(self, function: Callable[[Array], Array], solve: Callable[[Array], Array], right: Array) -> Array:
+        return jax.lax.custom_linear_solve(function, right, lambda _, x: solve(x), symmetric=True)
+
     def stop_gradient(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
+
+    def forbid_gradient(self, x: Array, message: str) -> Array:
+        @jax.custom_jvp
+        def same(x: Array) -> Array:
+            return x
+
+        @same.defjvp
+        def rule(primals: Any, tangents: Any) -> Any:
+            raise NotImplementedError(message)
+
+        return same(x)
 
     def log(self, x: Array) -> Array:
         return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1.0, x)))

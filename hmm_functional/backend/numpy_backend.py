@@ -75,7 +75,13 @@ class NumpyBackend:
         # NumPy has no triangular solve; elimination with pivots on a triangle meets its rows in order
         return self.xp.linalg.solve(lower, right)
 
+    def solve_linear(self, function: Callable[[Array], Array], solve: Callable[[Array], Array], right: Array) -> Array:
+        return solve(right)
+
     def stop_gradient(self, x: Array) -> Array:
+        return x
+
+    def forbid_gradient(self, x: Array, message: str) -> Array:
         return x
 
     def log(self, x: Array) -> Array:

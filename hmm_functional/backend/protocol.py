@@ -69,8 +69,18 @@ class Backend(Protocol):
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         """The solution y of lower @ y = right, batched, for lower triangular matrices."""
 
+    def solve_linear(self, function: Callable[[Array], Array], solve: Callable[[Array], Array], right: Array) -> Array:
+        """solve(right), the solution x of function(x) = right, for a symmetric linear function.
+
+        A library that derives values itself takes the derivatives from `function`, with `solve` for the systems they
+        lead to.
+        """
+
     def stop_gradient(self, x: Array) -> Array:
         """`x` as a constant."""
+
+    def forbid_gradient(self, x: Array, message: str) -> Array:
+        """`x`, whose derivatives raise NotImplementedError with `message`."""
 
     def log(self, x: Array) -> Array:
         """log(x), with log(0) = -inf and a gradient of zero there."""

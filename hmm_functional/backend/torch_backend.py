@@ -91,8 +91,14 @@ class TorchBackend:
     def solve_triangular(self, lower: Array, right: Array) -> Array:
         return torch.linalg.solve_triangular(lower, right, upper=False)
 
+    def solve_linear(self, function: Callable[[Array], Array], solve: Callable[[Array], Array], right: Array) -> Array:
+        return solve(right)  # within a primitive, which has rules of its own
+
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
+
+    def forbid_gradient(self, x: Array, message: str) -> Array:
+        return _Forbidden.apply(x, message)  # type: ignore[no-untyped-call]
 
     def log(self, x: Array) -> Array:
         if not (torch.is_grad_enabled() or _forward_mode_is_on()):
@@ -228,6 +234,28 @@ class _Shortcut(torch.autograd.Function):
             wanted = [x for x, need in zip(arrays, needed, strict=True) if need]
             found = iter(torch.autograd.grad(ctx.function(*arrays), wanted, cotangent, create_graph=again))
         return None, None, *(next(found) if need else None for need in needed)
+
+
+class _Forbidden(torch.autograd.Function):
+    """The identity, without derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, message: str) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.message = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        raise NotImplementedError(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(ctx.message)
 
 
 @torch.library.custom_op("hmm_functional::call", mutates_args=())

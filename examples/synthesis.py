@@ -1,0 +1,107 @@
+"""Speech from a hidden Markov model: trained on one sentence, which it then says at another rate.
+
+    python examples/synthesis.py out.wav --rate 1.5
+
+Log-mel features with their dynamics train a left-to-right model; each state gets its number of frames; the most
+probable features are generated (`mlpg`), with the variance over time that the sentence has; Griffin and Lim's algorithm
+finds the sound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+import hmm_functional as hf
+from pytorch_hmm import GaussianHMM
+from pytorch_hmm.demo import EXAMPLE, HOP, SAMPLE_RATE, WINDOW, DemoError, load, mel_levels
+
+WINDOWS = ((1,), (-0.5, 0, 0.5), (1, -2, 1))
+FRAMES_A_STATE = 4
+FLOOR = 0.01
+"""Least variance, of static features whose own is 1."""
+SPREAD = 0.1
+"""Standard deviation of the variance over time, in shares of it: sentences differ."""
+
+
+class Speech(NamedTuple):
+    """What was generated."""
+
+    samples: Any
+    """(N,) at 16 kHz."""
+    levels: Any
+    """(T, D), log of the mel power, that the sound was made for."""
+    num_frames: int
+    """Of the sentence that was learned."""
+
+
+def synthesize(samples: Any, rate: float = 1.0, num_iterations: int = 10) -> Speech:
+    """The sentence, learned and said again.
+
+    Args:
+        samples: (N,) at 16 kHz.
+        rate: 2.0 is twice as fast.
+        num_iterations: of EM.
+    """
+    levels = mel_levels(samples)
+    mean, deviation = levels.mean(0), np.maximum(levels.std(0), 1e-3)
+    static = torch.as_tensor((levels - mean) / deviation, dtype=torch.float32)
+    features = hf.apply_windows(static, WINDOWS)
+    model = GaussianHMM(max(1, len(static) // FRAMES_A_STATE), features.shape[1], topology="left_to_right")
+    model.initialize_from_data(features, generator=torch.Generator().manual_seed(0))
+    model.fit(features, init="keep", num_iterations=num_iterations, tolerance=0, variance_floor=FLOOR)
+    with torch.no_grad():
+        states, durations = durations_of(model, features, rate)
+        frames = hf.expand_states(states, durations)
+        variance = static.var(0, correction=0)
+        law = hf.GlobalVariance(variance, (SPREAD * variance) ** 2)
+        found = hf.mlpg(model.means[frames], model.covariances[frames], WINDOWS, global_variance=law)
+    generated = found.numpy() * deviation + mean
+    return Speech(sound_of(generated), generated, len(static))
+
+
+def durations_of(model: GaussianHMM, features: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """States (N,) in order, and their frames (N,): those of the best path, all scaled alike."""
+    path, _ = model.viterbi_decode(features)
+    states, counts = torch.unique_consecutive(path, return_counts=True)
+    lasted = counts.to(torch.float64)
+    return states, hf.scale_durations(lasted, lasted, rate=rate)
+
+
+def sound_of(levels: Any, num_iterations: int = 60) -> Any:
+    """Samples (N,) whose mel power's log is near `levels` (T, D)."""
+    power = np.exp(levels.T).astype(np.float32)
+    magnitude = librosa.feature.inverse.mel_to_stft(power, sr=SAMPLE_RATE, n_fft=WINDOW)
+    samples = librosa.griffinlim(magnitude, n_iter=num_iterations, hop_length=HOP, n_fft=WINDOW, random_state=0)
+    return np.clip(samples, -1.0, 1.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when a file was written, 2 when the input could not be used."""
+    parser = argparse.ArgumentParser(description="A sentence, learned by a hidden Markov model and said again.")
+    parser.add_argument("out", type=Path, help="the WAV file to write")
+    parser.add_argument("--wav", type=Path, default=EXAMPLE, help="speech to learn; default one sentence of CMU ARCTIC")
+    parser.add_argument("--rate", type=float, default=1.0, help="2 is twice as fast (%(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        speech = synthesize(load(given.wav), given.rate)
+        soundfile.write(given.out, speech.samples, SAMPLE_RATE)
+    except (DemoError, ValueError, soundfile.LibsndfileError) as error:
+        sys.stderr.write(f"synthesis: {error}\n")
+        return 2
+    seconds = len(speech.samples) / SAMPLE_RATE
+    print(f"{given.out}: {seconds:.2f} s, {len(speech.levels)} frames for {speech.num_frames} learned")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
