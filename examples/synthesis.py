@@ -2,9 +2,9 @@
 
     python examples/synthesis.py out.wav --rate 1.5
 
-Log-mel features with their dynamics train a left-to-right model; each state gets its number of frames; the most
-probable features are generated (`mlpg`), with the variance over time that the sentence has; Griffin and Lim's algorithm
-finds the sound.
+Log-mel features with their dynamics train a left-to-right model with durations; each state gets its number of frames;
+the most probable features are generated (`mlpg`), with the variance over time that the sentence has; Griffin and Lim's
+algorithm finds the sound.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import librosa
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
 
 import hmm_functional as hf
-from pytorch_hmm import GaussianHMM
+from pytorch_hmm import HSMM, generate_trajectory
 from pytorch_hmm.demo import EXAMPLE, HOP, SAMPLE_RATE, WINDOW, DemoError, load, mel_levels
 
 WINDOWS = ((1,), (-0.5, 0, 0.5), (1, -2, 1))
 FRAMES_A_STATE = 4
+LONGEST = 20
+"""Frames that a state may last."""
 FLOOR = 0.01
 """Least variance, of static features whose own is 1."""
 SPREAD = 0.1
@@ -56,25 +57,15 @@ def synthesize(samples: Any, rate: float = 1.0, num_iterations: int = 10) -> Spe
     mean, deviation = levels.mean(0), np.maximum(levels.std(0), 1e-3)
     static = torch.as_tensor((levels - mean) / deviation, dtype=torch.float32)
     features = hf.apply_windows(static, WINDOWS)
-    model = GaussianHMM(max(1, len(static) // FRAMES_A_STATE), features.shape[1], topology="left_to_right")
+    count = max(1, len(static) // FRAMES_A_STATE)
+    model = HSMM(count, features.shape[1], LONGEST, "gaussian", topology="left_to_right", censored=False)
     model.initialize_from_data(features, generator=torch.Generator().manual_seed(0))
     model.fit(features, init="keep", num_iterations=num_iterations, tolerance=0, variance_floor=FLOOR)
-    with torch.no_grad():
-        states, durations = durations_of(model, features, rate)
-        frames = hf.expand_states(states, durations)
-        variance = static.var(0, correction=0)
-        law = hf.GlobalVariance(variance, (SPREAD * variance) ** 2)
-        found = hf.mlpg(model.means[frames], model.covariances[frames], WINDOWS, global_variance=law)
+    variance = static.var(0, correction=0)
+    law = hf.GlobalVariance(variance, (SPREAD * variance) ** 2)
+    found = generate_trajectory(model, WINDOWS, rate=rate, global_variance=law).features
     generated = found.numpy() * deviation + mean
     return Speech(sound_of(generated), generated, len(static))
-
-
-def durations_of(model: GaussianHMM, features: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """States (N,) in order, and their frames (N,): those of the best path, all scaled alike."""
-    path, _ = model.viterbi_decode(features)
-    states, counts = torch.unique_consecutive(path, return_counts=True)
-    lasted = counts.to(torch.float64)
-    return states, hf.scale_durations(lasted, lasted, rate=rate)
 
 
 def sound_of(levels: Any, num_iterations: int = 60) -> Any:

@@ -47,6 +47,7 @@ from .selection import Selection, match_states, select_num_states, standard_erro
 from .semi_markov import HSMM, DurationConstrainedHMM, Segments
 from .streaming import StreamingHMMProcessor
 from .student_t import StudentTEmission, StudentTHMM
+from .synthesis import Trajectory, choose_durations, generate_trajectory
 from .trainable import EmissionHMM
 
 try:
@@ -95,8 +96,10 @@ __all__ = [
     "StreamingHMMProcessor",
     "StudentTEmission",
     "StudentTHMM",
+    "Trajectory",
     "UniformDuration",
     "__version__",
+    "choose_durations",
     "create_duration_constrained_matrix",
     "create_left_to_right_matrix",
     "create_phoneme_aware_transitions",
@@ -106,6 +109,7 @@ __all__ = [
     "from_dynamax",
     "from_hmmlearn",
     "from_pomegranate",
+    "generate_trajectory",
     "match_states",
     "pseudo_residuals",
     "select_num_states",
