@@ -9,7 +9,9 @@ eliminated by odd-even reduction: a Cholesky factorisation in another order, in 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from math import nan
 from typing import Any
 
@@ -207,19 +209,12 @@ def _turned(backend: Backend, block: Array) -> Array:
 def _product(before: Array, after: Array) -> Array:
     """Products of (..., H, H, n)."""
     parts = (before[..., :, k : k + 1, :] * after[..., k : k + 1, :, :] for k in range(before.shape[-2]))
-    return _sum(parts)
+    return reduce(operator.add, parts)
 
 
 def _times(block: Array, x: Array) -> Array:
     """Products of (..., H, H, n) with (..., H, n)."""
-    return _sum(block[..., :, k, :] * x[..., k : k + 1, :] for k in range(x.shape[-2]))
-
-
-def _sum(parts: Any) -> Array:
-    found = next(parts)
-    for part in parts:
-        found = found + part
-    return found
+    return reduce(operator.add, (block[..., :, k, :] * x[..., k : k + 1, :] for k in range(x.shape[-2])))
 
 
 # primitives

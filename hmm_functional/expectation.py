@@ -10,13 +10,14 @@ from .backend import Array, Backend, backend_of
 from .chain import Chain, chain_of
 from .decode import viterbi
 from .durations import DurationFamily
+from .edges import Edges
 from .emissions.categorical import Categorical, CategoricalParameters
 from .emissions.moments import wide
 from .gradient import STATISTICS
 from .likelihood import forward_pass
 from .semi_markov import semi_markov_completed, semi_markov_forward_backward, semi_markov_viterbi, steps_since
 from .structure import Dense
-from .transition import own_shape
+from .transition import canonical, own_shape
 
 
 class Family(Protocol):
@@ -232,12 +233,25 @@ def _semi_markov_pass(
     else:
         raise ValueError(f"method: expected 'em' or 'viterbi', got {method!r}")
     scale = scale[..., 0, 0]
+    moves = _in_shape(backend, transition, moves)
     if censored:
         durations = durations + semi_markov_completed(wide(backend, log_duration), ends)
     posteriors = posteriors * scale[..., None, None]
     total = xp.sum(wide(backend, xp.where(scale == 0, 0.0, likelihood) * scale))
     starts = xp.sum(xp.reshape(wide(backend, posteriors[..., 0, :]), (-1, num_states)), axis=0)
     return total, starts, moves, posteriors, durations
+
+
+def _in_shape(backend: Backend, transition: Any, counts: Array) -> Any:
+    """Counts (K, K) in the shape of the transition's weights."""
+    structure, _ = canonical(transition)
+    if isinstance(structure, Dense):
+        return counts
+    if not isinstance(structure, Edges):
+        raise NotImplementedError("a low-rank transition of a semi-Markov model has no statistics here")
+    sources, targets = (backend.asarray(x, like=counts) for x in structure.tables[:2])
+    flat = backend.xp.take(backend.xp.reshape(counts, (-1,)), sources * structure.num_states + targets)
+    return own_shape(backend, transition, (flat,))
 
 
 def _scale(backend: Backend, weights: Array | None, like: Array) -> Array:

@@ -191,6 +191,8 @@ def together(models: Sequence[HMMParameters]) -> HMMParameters:
     """
     if len(models) == 1:
         return models[0]
+    if any(len(model.duration) for model in models):
+        raise ValueError("models: expected plain chains, semi-Markov models learn one at a time")
     xp = backend_of(log_initial=models[0].log_initial).xp
     emission = each(lambda *arrays: xp.concat(arrays, axis=0), *(model.emission for model in models))
     initial = xp.stack([model.log_initial for model in models])

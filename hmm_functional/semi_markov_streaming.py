@@ -170,7 +170,7 @@ def semi_markov_forward(
 
     Raises: as `semi_markov_log_likelihood`.
 
-    Cost: O(B T K (D_max + K)) time, by array code.
+    Cost: O(B T K (D_max + K)) time, by array code, and a pass for the log-likelihood.
 
     Example:
         >>> import torch, hmm_functional as hf

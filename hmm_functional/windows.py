@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from math import isfinite, prod
 from numbers import Real
 from typing import Any, NamedTuple
@@ -76,7 +78,7 @@ def apply_windows(x: Array, windows: Any, *, edges: str = "truncate", lengths: A
         lanes = xp.where(frames.are_within(0)[:, None, :], lanes, 0.0)
     found = []
     for i, window in enumerate(parts):
-        y = _sum(weight * shifted(backend, lanes, -offset) for offset, weight in window.taps)
+        y = reduce(operator.add, (weight * shifted(backend, lanes, -offset) for offset, weight in window.taps))
         reach = window.reach if edges == "hts" and i else 0
         if reach or lengths is not None:
             y = xp.where(frames.are_within(reach)[:, None, :], y, 0.0)
@@ -170,10 +172,3 @@ def need_edges(edges: Any) -> None:
 def _add(total: Any, factor: float, x: Array) -> Array:
     part = x if factor == 1.0 else factor * x
     return part if total is None else total + part
-
-
-def _sum(parts: Any) -> Any:
-    found = next(parts)
-    for part in parts:
-        found = found + part
-    return found

@@ -49,21 +49,15 @@ def choose_durations(
         generator: source of randomness of "sample"; default torch's global one.
 
     Returns:
-        (..., N) int64, at least one frame a state, 0 in the padding.
+        (..., N) int64, at least one frame a state, 0 in the padding. Scaled ones know no longest and shortest duration.
 
     Raises:
         ValueError: arguments that are none of these, or states outside 0..K-1.
     """
     if how not in ("mean", "mode", "sample"):
         raise ValueError(f"how: expected 'mean', 'mode' or 'sample', got {how!r}")
-    device = model.initial_distribution.logits.device
-    states = torch.arange(model.num_states, device=device) if states is None else states
-    if states.is_floating_point() or not bool(((states >= -1) & (states < model.num_states)).all()):
-        raise ValueError(f"states: expected integers 0..{model.num_states - 1}, or -1 in the padding, got others")
-    is_state = states >= 0
-    if not bool((is_state[..., :-1] | ~is_state[..., 1:]).all()) or not bool(is_state[..., :1].all()):
-        raise ValueError("states: expected -1 after the last state alone")
-    index = states.clamp_min(0)
+    states = _checked(model, states)
+    is_state, index = states >= 0, states.clamp_min(0)
     if how == "mean":
         means, variances = model.duration.mean()[index], model.duration.variance()[index]
     else:
@@ -71,8 +65,8 @@ def choose_durations(
         if rate == 1.0 and total is None:
             return found.where(is_state, 0)
         means = variances = found.double()
-    options = {"rate": rate} if total is None else {"total": total, "rate": rate}
-    return hf.scale_durations(means, variances, lengths=is_state.sum(-1), **options)  # type: ignore[no-any-return]
+    scaled: Tensor = hf.scale_durations(means, variances, total=total, rate=rate, lengths=is_state.sum(-1))
+    return scaled
 
 
 @torch.no_grad()
@@ -96,7 +90,7 @@ def generate_trajectory(
             "tied_diag", of static and dynamic features as `hmm_functional.apply_windows` gives them.
         windows, global_variance, edges: as `hmm_functional.mlpg`.
         states, how, rate, total, generator: as `choose_durations`.
-        durations: (..., N) integers to take instead.
+        durations: (..., N) integers to take instead of `how`, `rate` and `total`; 0 in the padding.
 
     Raises:
         TypeError: other emissions. ValueError: as `choose_durations` and `mlpg`.
@@ -110,16 +104,33 @@ def generate_trajectory(
         torch.Size([8, 1])
     """
     means, variances = _moments(model)
-    device = means.device
-    states = torch.arange(model.num_states, device=device) if states is None else states
+    states = _checked(model, states)
     if durations is None:
         durations = choose_durations(model, states, how=how, rate=rate, total=total, generator=generator)
+    elif (how, rate, total) != ("mean", 1.0, None):
+        raise ValueError("durations: expected them, or how, rate and total, got both")
+    elif bool(((durations > 0) & (states < 0)).any()):
+        raise ValueError("durations: expected 0 where states are -1, got more")
     frames = hf.expand_states(states.clamp_min(0), durations)
     laws, ends = model._laws_of(frames.clamp_min(0)), (frames >= 0).sum(-1)
     features = hf.mlpg(
         means[laws], variances[laws], windows, edges=edges, lengths=ends, global_variance=global_variance
     )
     return Trajectory(features, frames, durations)
+
+
+def _checked(model: HSMM, states: Any) -> Tensor:
+    """States (..., N) of utterances, -1 in the padding; all in order by default."""
+    device = model.initial_distribution.logits.device
+    if states is None:
+        return torch.arange(model.num_states, device=device)
+    found = torch.as_tensor(states, device=device)
+    if found.is_floating_point() or not bool(((found >= -1) & (found < model.num_states)).all()):
+        raise ValueError(f"states: expected integers 0..{model.num_states - 1}, or -1 in the padding, got others")
+    is_state = found >= 0
+    if not bool((is_state[..., :-1] | ~is_state[..., 1:]).all()) or not bool(is_state[..., :1].all()):
+        raise ValueError("states: expected -1 after the last state alone")
+    return found
 
 
 def _moments(model: HSMM) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
+import hmm_functional as hf
 import pytorch_hmm
 from hmm_functional import emissions, learning
 from hmm_functional.emissions import GaussianPrior
@@ -774,3 +775,52 @@ def test_modules_have_a_fit():
     ):
         report = model.fit(x, num_iterations=3, tolerance=0, generator=torch.Generator().manual_seed(0))
         assert np.all(np.diff(report.history) >= -1e-6)
+
+
+@pytest.mark.parametrize("method", ["em", "viterbi"])
+@pytest.mark.parametrize("form", ["banded", "sparse"])
+def test_semi_markov_models_learn_structured_transitions(form, method):
+    from hmm_functional import durations
+
+    rng = np.random.default_rng(0)
+    x, size = rng.normal(size=(3, 20, 1)), 4
+    offsets, sources, targets = (1, 2, -1), [0, 0, 1, 2, 3, 1], [1, 2, 2, 3, 0, 0]
+    if form == "banded":
+        structured = hf.Banded(np.log(rng.uniform(0.1, 0.3, size=(3, size))), offsets)
+        dense = np.full((size, size), -np.inf)
+        for o, offset in enumerate(offsets):
+            for k in range(size):
+                if 0 <= k + offset < size:
+                    dense[k, k + offset] = structured.log_bands[o, k]
+    else:
+        structured = hf.Sparse(np.log(rng.uniform(0.1, 0.3, size=6)), sources, targets, size)
+        dense = np.full((size, size), -np.inf)
+        dense[sources, targets] = structured.log_weights
+    own = emissions.GaussianParameters(rng.normal(size=(size, 1)), np.ones((size, 1)))
+    law = durations.Poisson(5)
+    found = []
+    for transition in (dense, structured):
+        parameters = learning.HMMParameters(
+            np.log(np.full(size, 1 / size)), transition, own, durations.PoissonParameters(np.full(size, 2.0))
+        )
+        found.append(learning.em_step(parameters, emissions.Gaussian("diag"), x, duration=law, method=method)[0])
+    plain, ours = found
+    if form == "banded":
+        for o, offset in enumerate(offsets):
+            for k in range(size):
+                if 0 <= k + offset < size:
+                    np.testing.assert_allclose(ours.log_transition.log_bands[o, k], plain.log_transition[k, k + offset])
+    else:
+        np.testing.assert_allclose(ours.log_transition.log_weights, plain.log_transition[sources, targets])
+    np.testing.assert_allclose(ours.duration.rates, plain.duration.rates)
+
+
+def test_semi_markov_models_learn_one_at_a_time():
+    from hmm_functional import durations
+
+    half = np.log(np.full((2, 2), 0.5))
+    own, law = emissions.GaussianParameters(np.zeros((2, 1)), np.ones((2, 1))), durations.PoissonParameters(np.ones(2))
+    model = learning.HMMParameters(half[0], half, own, law)
+    assert learning.together([model]) is model
+    with pytest.raises(ValueError, match="models: expected plain chains"):
+        learning.together([model, model])

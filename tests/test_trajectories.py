@@ -115,3 +115,22 @@ def test_emissions_without_a_trajectory():
         generate_trajectory(HSMM(2, None, 5, emission=CategoricalEmission(2, 3)), WINDOWS)
     with pytest.raises(TypeError, match="of 'full'"):
         generate_trajectory(HSMM(2, 2, 5, covariance_type="full"), WINDOWS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"durations": torch.tensor([1, 1, 1]), "rate": 2.0}, "durations: expected them, or how, rate and total"),
+        ({"durations": torch.tensor([1, 1, 1]), "how": "nonsense"}, "durations: expected them, or how"),
+        ({"durations": torch.tensor([2, 2]), "states": torch.tensor([1, -1])}, "durations: expected 0 where"),
+        ({"durations": torch.tensor([2]), "states": [7]}, "states: expected integers 0..2"),
+        ({"durations": torch.tensor([2, 1, -1])}, "durations: expected at least 0"),
+    ],
+)
+def test_bad_durations(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        generate_trajectory(model(), WINDOWS, **arguments)
+
+
+def test_states_may_be_a_list():
+    assert generate_trajectory(model(), WINDOWS, [2, 0], durations=torch.tensor([1, 2])).states.tolist() == [2, 0, 0]

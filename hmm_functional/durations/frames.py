@@ -23,10 +23,10 @@ def scale_durations(
     least: int = 1,
     lengths: Any = None,
 ) -> Array:
-    """Whole numbers of frames that add up to `total`, the most probable ones under Gaussian durations.
+    """Whole numbers of frames that add up to `total`: the most probable real ones under Gaussian durations, rounded.
 
-    Every duration is mean + rho variance, with the one rho that gives the sum, or `least` where that is more; fractions
-    go to those that have the largest.
+    Every duration is mean + rho variance, with the one rho that gives the sum, or `least` where that is more; it is
+    rounded down, and what is left goes to the largest fractions.
 
     Args:
         means: (..., N), frames.
