@@ -5,12 +5,10 @@ from __future__ import annotations
 from math import inf
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held, is_any
 from ..emissions.moments import wide
-from .exponential import fit_exponential
+from .exponential import fit_mean, fit_two
 from .support import DurationFamily, Support, constant, need_rows, normalised, support_of, used
 
 _LEAST_VARIANCE = 1e-2
@@ -109,8 +107,8 @@ class Gamma(DurationFamily):
             start.append(natural)
             least.append(held(is_fixed, natural, xp.full_like(natural, ends[0])))
             most.append(held(is_fixed, natural, xp.full_like(natural, ends[1])))
-        features = [xp.log(durations), durations]
-        (power, slope), _ = fit_exponential(backend, counts, base, features, start, least, most)
+        features = (xp.log(durations), durations)
+        power, slope = fit_two(backend, counts, base, features, start, least, most)
         return GammaParameters(
             held(fixed.shapes, shapes, used(backend, counts, power + 1.0, shapes)),
             held(fixed.rates, rates, used(backend, counts, -slope, rates)),
@@ -145,31 +143,28 @@ class Gaussian(DurationFamily):
         middle = constant(backend, support.middle, counts)
         gaps = constant(backend, support.durations, counts) - middle + xp.zeros_like(counts)
         middle = middle[:, 0]
-        largest = float((10.0 * np.max(support.durations)) ** 2)
+        largest = (10.0 * support.longest) ** 2
         old_mean, old_variance = wide(backend, means) - middle, wide(backend, variances)
-        sharpest, flattest = 1.0 / _LEAST_VARIANCE, 1.0 / largest
-
-        def fit(
-            features: list[Array], start: list[Array], bounds: list[tuple[float, float]], base: Array
-        ) -> tuple[Array, ...]:
-            low, high = ([xp.full_like(old_mean, end) for end in ends] for ends in zip(*bounds, strict=True))
-            return fit_exponential(backend, counts, base, features, start, low, high)[0]
-
-        reach = 1e3 * largest
-        slope, sharpness = fit(
-            [gaps, -0.5 * gaps * gaps],
-            [old_mean / old_variance, 1.0 / old_variance],
-            [(-reach, reach), (flattest, sharpest)],
+        reach = xp.full_like(old_mean, 1e3 * largest)
+        flattest, sharpest = xp.full_like(old_mean, 1.0 / largest), xp.full_like(old_mean, 1.0 / _LEAST_VARIANCE)
+        slope, sharpness = fit_two(
+            backend,
+            counts,
             base,
+            (gaps, -0.5 * gaps * gaps),
+            (old_mean / old_variance, 1.0 / old_variance),
+            (-reach, flattest),
+            (reach, sharpest),
         )
         mean, variance = slope / sharpness, 1.0 / sharpness
         if fixed is not None and (is_any(fixed.means) or is_any(fixed.variances)):
-            (alone,) = fit(
-                [gaps * old_mean[:, None] - 0.5 * gaps * gaps], [1.0 / old_variance], [(flattest, sharpest)], base
-            )
+            start = 1.0 / old_variance
+            squares = gaps * old_mean[:, None] - 0.5 * gaps * gaps
+            bounds = xp.minimum(flattest, start), xp.maximum(sharpest, start)
+            alone = fit_mean(backend, counts, base, squares, start, *bounds)
             variance = held(fixed.means, 1.0 / alone, variance)
-            own = base - 0.5 * gaps * gaps / old_variance[:, None]
-            (moved,) = fit([gaps / old_variance[:, None]], [old_mean], [(-reach, reach)], own)
+            base = base - 0.5 * gaps * gaps / old_variance[:, None]
+            moved = fit_mean(backend, counts, base, gaps / old_variance[:, None], old_mean, -reach, reach)
             mean = held(fixed.variances, moved, mean)
             mean, variance = held(fixed.means, old_mean, mean), held(fixed.variances, old_variance, variance)
         fixed = GaussianParameters(None, None) if fixed is None else fixed
