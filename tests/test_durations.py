@@ -182,7 +182,7 @@ def test_limits_may_be_any_whole_numbers():
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match="min_duration: expected a number or 3 as in max_duration, got 2"):
         durations.Poisson((3, 4, 5), (1, 2))
-    with pytest.raises(ValueError, match="concentration: expected numbers of at least 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"concentration: expected numbers of at least 1, got 0\.5"):
         durations.Categorical(5, concentration=0.5)
 
 

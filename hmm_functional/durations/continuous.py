@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held, is_any
 from ..emissions.moments import wide
@@ -40,8 +42,8 @@ def gamma_log_duration(shapes: Array, rates: Array, *, max_duration: Any, min_du
     """
     backend = backend_of(shapes=shapes, rates=rates)
     support, (shape, rate) = need_rows(backend, max_duration, min_duration, shapes=shapes, rates=rates)
-    durations = constant(backend, support.durations, shape)
-    return normalised(backend, (shape - 1.0) * backend.xp.log(durations) - rate * durations, support, shapes)
+    log_ratio, gap = _features(backend, support, shape)
+    return normalised(backend, (shape - 1.0) * log_ratio - rate * gap, support, shapes)
 
 
 def gaussian_log_duration(means: Array, variances: Array, *, max_duration: Any, min_duration: Any = 1) -> Array:
@@ -74,6 +76,12 @@ def gaussian_log_duration(means: Array, variances: Array, *, max_duration: Any, 
     return normalised(backend, (gaps * (mean - middle) - 0.5 * gaps * gaps) / variance, support, means)
 
 
+def _features(backend: Backend, support: Support, like: Array) -> tuple[Array, Array]:
+    """What the gamma density's powers and slopes weigh, about the middle of the possible durations."""
+    log_ratio, gap = np.log(support.durations / support.middle), support.durations - support.middle
+    return constant(backend, log_ratio, like), constant(backend, gap, like)
+
+
 class GammaParameters(NamedTuple):
     """Shapes and rates per step, (K,) each."""
 
@@ -96,7 +104,7 @@ class Gamma(DurationFamily):
         xp = backend.xp
         fixed = GammaParameters(None, None) if fixed is None else fixed
         support, base = _base(self, backend, counts)
-        durations = constant(backend, support.durations, counts) + xp.zeros_like(counts)
+        log_ratio, gap = (x + xp.zeros_like(counts) for x in _features(backend, support, counts))
         start, least, most = [], [], []
         for value, is_fixed, low, high, sign, shift in (
             (shapes, fixed.shapes, _LEAST_SHAPE, _LARGEST_SHAPE, 1.0, 1.0),
@@ -107,8 +115,7 @@ class Gamma(DurationFamily):
             start.append(natural)
             least.append(held(is_fixed, natural, xp.full_like(natural, ends[0])))
             most.append(held(is_fixed, natural, xp.full_like(natural, ends[1])))
-        features = (xp.log(durations), durations)
-        power, slope = fit_two(backend, counts, base, features, start, least, most)
+        power, slope = fit_two(backend, counts, base, (log_ratio, gap), start, least, most)
         return GammaParameters(
             held(fixed.shapes, shapes, used(backend, counts, power + 1.0, shapes)),
             held(fixed.rates, rates, used(backend, counts, -slope, rates)),

@@ -103,6 +103,7 @@ def fit_two(
         both = xp.where(is_held[0, :] | is_held[1, :], 0.0, xp.sum(p * gaps[0] * gaps[1], axis=-1))
         room = own[0] * own[1]
         det = xp.maximum(room - both * both, 1e-12 * room)
+        det = xp.where(det > 0, det, 1.0)  # where all is on one duration, products are too small for numbers
         ways = (
             xp.stack([slope[f, :] / own[f] for f in range(2)]),
             xp.stack([own[1 - f] * slope[f, :] - both * slope[1 - f, :] for f in range(2)]) / det,

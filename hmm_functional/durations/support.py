@@ -96,7 +96,8 @@ def normalised(backend: Backend, log_weights: Array, support: Support, like: Arr
     """log-probabilities (..., K, D_max) from weights that are finite, in the dtype of `like` (float32 or wider)."""
     xp = backend.xp
     is_possible = backend.asarray(support.is_possible, like=log_weights)
-    found = log_normalize(backend, xp.where(is_possible, log_weights, -inf))
+    found = xp.where(is_possible, log_weights, -inf)
+    found = log_normalize(backend, found - backend.pivot(found, -1))  # large weights lose no digits
     dtype = like.dtype if xp.finfo(like.dtype).bits >= 32 else xp.float32
     return xp.astype(found, dtype, copy=False)
 
