@@ -122,7 +122,9 @@ def _up_to(backend: Backend, terms: Array, support: Support) -> Array:
     """Sums of the first n of the terms (..., K, D_max - 1), n the steps beyond the least, (..., K, D_max)."""
     xp = backend.xp
     none = backend.full((*terms.shape[:-1], 1), 0.0, like=terms)
-    sums = xp.concat([none, xp.cumulative_sum(terms, axis=-1)], axis=-1)
+    first = xp.moveaxis(xp.concat([none, terms], axis=-1), -1, 0)
+    (sums,) = backend.associative_scan(lambda x, y: (x[0] + y[0],), (first,))  # a cumulative sum that compiles
+    sums = xp.moveaxis(sums, 0, -1)
     index = np.zeros((1,) * (terms.ndim - 2) + (terms.shape[-2], support.longest), np.int64) + support.extra
     return backend.take_along(sums, backend.asarray(index, like=terms), -1)
 
