@@ -28,6 +28,11 @@ AT_ONCE = 2**18
 LEAST_FRAMES = 1e-6
 """Of a state that is not dead."""
 
+_IMPOSSIBLE = (
+    "data: a sequence is impossible under the model, log p = -inf; structural zeros, longest durations, labels or "
+    "parameters exclude it (model(x) says which)"
+)
+
 Method = Literal["em", "gradient", "viterbi", "stepwise"]
 Init = Literal["kmeans", "random", "keep"]
 
@@ -430,10 +435,7 @@ class _Run:
         """Statistics of all processes together, checked."""
         found = learning.each(sum_of_processes, found)
         if not torch.isfinite(found.log_likelihood).all():
-            raise ValueError(
-                "data: a sequence is impossible under the model, log p = -inf; structural zeros, longest durations, "
-                "labels or parameters exclude it (model(x) says which)"
-            )
+            raise ValueError(_IMPOSSIBLE)
         return found
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
@@ -448,7 +450,7 @@ class _Run:
         frames = num_steps * likelihood.numel() if batch.lengths is None else int(batch.lengths.sum())
         loss = -(likelihood * weights).sum()
         if not torch.isfinite(sum_of_processes(loss.detach())):
-            raise ValueError("data: a sequence is impossible under the model, log p = -inf")
+            raise ValueError(_IMPOSSIBLE)
         return loss, frames
 
     def _live_prior(self) -> Any:

@@ -152,7 +152,7 @@ class BaseHMM(AssignableModule, ABC):
 
     @initial.setter
     def initial(self, value: Any) -> None:
-        self.log_initial = log_of("initial", value, (self.num_states,), "(K,)")
+        self.initial_distribution.assign("initial", log_of("initial", value, (self.num_states,), "(K,)"))
 
     @property
     def transition(self) -> Tensor:
@@ -162,7 +162,8 @@ class BaseHMM(AssignableModule, ABC):
     @transition.setter
     def transition(self, value: Any) -> None:
         shape = (self.num_states, self.num_states)
-        self.log_transition = log_of("transition", value, shape, "(K, K)", self._may_end)
+        log_transition = log_of("transition", value, shape, "(K, K)", self._may_end)
+        self.transition_distribution.assign("transition", log_transition)
 
     def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""
