@@ -96,7 +96,7 @@ def forward_pass(
     else:
         begins, ends, scales = _messages(backend, theta, emission, size, reduce)
     final = open_segments(backend, begins, emission, scales, lengths - 1, count) + xp.matrix_transpose(theta.tail)
-    scaled = reduce(backend, xp.reshape(final, (size, -1)), -1)
+    scaled = reduce(backend, _joined(xp, final), -1)
     is_before = backend.arange(num_steps, like=emission)[None, :] < lengths[:, None] - 1
     shift = accurate_sum(backend, xp.where(is_valid, top, 0.0) + xp.where(is_before, scales, 0.0))
     value = xp.where(scaled == -inf, -inf, xp.astype(shift + scaled, dtype))
@@ -140,8 +140,13 @@ def advance(
     open_ = xp.concat([(begin + e)[..., None], open_[..., :-1] + e[..., None]], axis=-1)
     end = reduce(backend, open_ + duration, -1)
     after = reduce(backend, end[..., None] + transition, -2)
-    most = backend.pivot(xp.reshape(open_, (*open_.shape[:-2], -1)), -1)
+    most = backend.pivot(_joined(xp, open_), -1)
     return open_, end, after, xp.where(most == xp.finfo(most.dtype).min, 0.0, most)
+
+
+def _joined(xp: Any, x: Array) -> Array:
+    """The last two axes as one, of an empty batch too."""
+    return xp.reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
 
 
 def open_segments(
@@ -167,7 +172,7 @@ def open_segments(
     else:
         num_states = begins.shape[-1]
         cells = index * num_states + states[..., None]
-        flat = (xp.reshape(x, (1, x.shape[0], -1)) for x in (begins, emission))
+        flat = (_joined(xp, x)[None, ...] for x in (begins, emission))
         begin, own = (backend.take_along(x, cells, -1)[..., None] for x in flat)
         scales = scales[None, ...]
     before = backend.take_along(scales, xp.where(place > 0, place - 1, 0), -1)[..., None]
@@ -258,7 +263,7 @@ def scan_in_chunks(
 
         head = tuple(xp.reshape(x[: whole * length, ...], (whole, length, *x.shape[1:])) for x in xs)
         carry, found = backend.scan(chunk, carry, head)
-        parts.append(tuple(xp.reshape(y, (-1, *y.shape[2:])) for y in found))
+        parts.append(tuple(xp.reshape(y, (whole * length, *y.shape[2:])) for y in found))
         xs = tuple(x[whole * length :, ...] for x in xs)
     if xs[0].shape[0]:
         carry, found = backend.scan(step, carry, xs)
@@ -285,7 +290,7 @@ def trace_back(
     duration = xp.broadcast_to(theta.duration, (size, num_states, count))
     transition = xp.matrix_transpose(xp.broadcast_to(theta.transition, (size, num_states, num_states)))
     last = xp.broadcast_to(lengths - 1, (copies, size))
-    final = xp.reshape(passed.final, (size, -1))
+    final = _joined(xp, passed.final)
     # the numbers of the last step, which makes no other choice
     chance = None if luck is None else backend.take_along(luck[:, 0, ...], last[None, ...], 0)[0, ...]
     cell = choose(xp.broadcast_to(final, (copies, *final.shape)), chance)

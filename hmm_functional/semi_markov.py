@@ -310,14 +310,15 @@ def _score(chain: Chain, theta: Theta, states: Array, is_start: Array) -> Array:
     path = xp.where(states < 0, 0, states)
     is_valid, is_last = chain.is_valid(), chain.is_last()
     cells = path * count + xp.clip(steps_since(backend, is_start), 0, count - 1)
-    laws = (xp.reshape(xp.broadcast_to(x, (size, *x.shape[1:])), (size, -1)) for x in (theta.duration, theta.tail))
+    shape = (size, num_states, count)
+    laws = (xp.reshape(xp.broadcast_to(x, shape), (size, num_states * count)) for x in (theta.duration, theta.tail))
     whole, cut = (backend.take_along(x, cells, -1) for x in laws)
     next_begins = xp.concat([is_start[:, 1:], xp.zeros_like(is_start[:, :1])], axis=-1)
     terms = [xp.where(is_valid, backend.take_along(theta.emission, path[..., None], -1)[..., 0], 0.0)]
     terms.append(xp.where(next_begins, whole, 0.0) + xp.where(is_last, cut, 0.0))
     terms.append(backend.take_along(xp.broadcast_to(theta.initial, (size, num_states)), path[:, :1], -1))
     if num_steps > 1:
-        moves = xp.reshape(xp.broadcast_to(theta.transition, (size, num_states, num_states)), (size, -1))
+        moves = xp.reshape(xp.broadcast_to(theta.transition, (size, num_states, num_states)), (size, num_states**2))
         taken = backend.take_along(moves, path[:, :-1] * num_states + path[:, 1:], -1)
         terms.append(xp.where(is_start[:, 1:], taken, 0.0))
     total = accurate_sum(backend, xp.concat(terms, axis=-1))
@@ -341,13 +342,9 @@ def _theta(
             raise TypeError(f"{name}: expected an array (torch.Tensor, jax.Array or numpy.ndarray), got None")
     backend = backend_of(**named)
     xp = backend.xp
-    need_floating("log_duration", xp, log_duration)
     need_shape("log_emission", log_emission.shape, (None, None), "(..., T, K)")
     num_steps, num_states = log_emission.shape[-2:]
-    words = f"(..., K, D_max) with K = {num_states} as in log_emission"
-    need_shape("log_duration", log_duration.shape, (num_states, None), words)
-    if log_duration.shape[-1] < 1:
-        raise ValueError(f"log_duration: expected durations of at least one step, got {tuple(log_duration.shape)}")
+    need_durations(xp, log_duration, num_states, "log_emission")
     batches = {"log_emission": log_emission.shape[:-2], "log_duration": log_duration.shape[:-2]}
     batch = broadcast_batch(batches)
     if tuple(log_emission.shape[:-2]) != batch:
@@ -366,6 +363,15 @@ def _theta(
     count = min(durations.shape[-1], num_steps)
     parts = (chain.initial, moves[:, 0, ...], durations[..., :count], tail[..., :count], chain.emission)
     return chain, Theta(*(xp.astype(x, dtype, copy=False) for x in parts))
+
+
+def need_durations(xp: Any, log_duration: Array, num_states: int, source: str) -> None:
+    """Durations of as many states as `source` has, of one step at least."""
+    need_floating("log_duration", xp, log_duration)
+    words = f"(..., K, D_max) with K = {num_states} as in {source}"
+    need_shape("log_duration", log_duration.shape, (num_states, None), words)
+    if log_duration.shape[-1] < 1:
+        raise ValueError(f"log_duration: expected durations of at least one step, got {tuple(log_duration.shape)}")
 
 
 def steps_since(backend: Backend, is_start: Array) -> Array:

@@ -11,7 +11,7 @@ from ._types import Forward
 from .backend import Array, Backend, backend_of
 from .chain import chain_of
 from .numerics import log_normalize, log_tail, logsumexp, softmax
-from .semi_markov import semi_markov_log_likelihood
+from .semi_markov import need_durations, semi_markov_log_likelihood
 
 
 class SemiMarkovStreamState(NamedTuple):
@@ -65,9 +65,7 @@ def semi_markov_stream_init(
     chain = chain_of(log_initial, log_transition, None, num_steps=1).with_dense_transition()
     backend, xp, num_states = chain.backend, chain.backend.xp, chain.num_states
     backend_of(log_initial=log_initial, log_duration=log_duration)
-    need_floating("log_duration", xp, log_duration)
-    words = f"(..., K, D_max) with K = {num_states} as in log_initial"
-    need_shape("log_duration", log_duration.shape, (num_states, None), words)
+    need_durations(xp, log_duration, num_states, "log_initial")
     moves = chain.weights[0]
     if moves.shape[1] != 1:
         raise ValueError(f"log_transition: expected one constant in time, got {moves.shape[1]} slots")
@@ -104,9 +102,10 @@ def semi_markov_stream_step(
     xp, num_states = backend.xp, state.log_begin.shape[-1]
     need_shape("log_emission_chunk", log_emission_chunk.shape, (None, num_states), f"(..., n, K) with K = {num_states}")
     need_floating("log_emission_chunk", xp, log_emission_chunk)
-    dtype = state.log_begin.dtype
-    batch = tuple(xp.broadcast_arrays(log_emission_chunk[..., :1, :1], state.log_begin[..., None, :1])[0].shape[:-2])
-    if log_emission_chunk.shape[-2] == 0:
+    dtype = xp.result_type(state.log_begin.dtype, log_emission_chunk.dtype)
+    batches = {"log_emission_chunk": log_emission_chunk.shape[:-2], "state": state.log_begin.shape[:-1]}
+    batch, size = broadcast_batch(batches), log_emission_chunk.shape[-2]
+    if size == 0:
         rows = backend.full((*batch, 0, num_states), 0.0, like=state.log_begin)
         return state, SemiMarkovFiltered(rows, rows)
     tail = log_tail(backend, state.log_duration)
@@ -121,11 +120,10 @@ def semi_markov_stream_step(
         remaining = xp.sum(softmax(backend, seen) * left, axis=-1)
         return (after - taken, open_ - taken[..., None]), (logsumexp(backend, seen), remaining)
 
-    emission = xp.astype(xp.moveaxis(log_emission_chunk, -2, 0), dtype)
-    emission = xp.broadcast_to(emission, (emission.shape[0], *batch, num_states))
-    begin = xp.broadcast_to(state.log_begin, (*batch, num_states))
-    open_ = xp.broadcast_to(state.log_open, (*batch, *state.log_open.shape[-2:]))
-    (begin, open_), rows = backend.scan(step, (begin, open_), emission)
+    shapes = (*batch, num_states), (*batch, *state.log_open.shape[-2:]), (*batch, size, num_states)
+    given = zip((state.log_begin, state.log_open, log_emission_chunk), shapes, strict=True)
+    begin, open_, emission = (xp.astype(xp.broadcast_to(x, shape), dtype) for x, shape in given)
+    (begin, open_), rows = backend.scan(step, (begin, open_), xp.moveaxis(emission, -2, 0))
     weights, remaining = (xp.moveaxis(x, 0, -2) for x in rows)
     found = SemiMarkovFiltered(log_normalize(backend, weights), remaining)
     return state._replace(log_begin=begin, log_open=open_), found

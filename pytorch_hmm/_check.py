@@ -54,8 +54,7 @@ def log_of(name: str, value: Any, shape: tuple[int, ...], words: str, may_end: b
     if is_bad.any():
         at = first(is_bad)
         raise ValueError(f"{name}: expected probabilities in [0, 1], got {float(p[at]):.6g} at {at}")
-    rows = p[(p > 0).any(-1)] if may_end else p
-    need_normalised(name, rows, "divide each row by its sum")
+    need_normalised(name, p, "divide each row by its sum", may_end)
     return p.log()
 
 
@@ -85,10 +84,18 @@ def prior_pair(value: Any, words: str, shape: tuple[int, ...]) -> tuple[Any, Any
     return prior_values("emission", value[0], shape), prior_values("emission", value[1], shape)
 
 
-def need_normalised(name: str, probabilities: Tensor, remedy: str) -> None:
-    """Every row along the last axis sums to one."""
+def need_no_prior(owner: Any, concentration: Any) -> None:
+    """ValueError where durations that have no prior are given one."""
+    if not (isinstance(concentration, int | float) and concentration == 1):
+        raise ValueError(f"priors.duration: expected none of a {type(owner).__name__}, got {concentration!r}")
+
+
+def need_normalised(name: str, probabilities: Tensor, remedy: str, may_end: bool = False) -> None:
+    """Every row along the last axis sums to one; with `may_end`, or is all zeros."""
     total = probabilities.sum(-1)
     is_bad = ~((total - 1).abs() <= _TOLERANCE)
+    if may_end:
+        is_bad &= total != 0
     if is_bad.any():
         at = first(is_bad)
         row = f"row {at if len(at) > 1 else at[0]} sums" if at else "they sum"

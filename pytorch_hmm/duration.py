@@ -11,8 +11,10 @@ from torch import Tensor
 
 from hmm_functional import durations
 from hmm_functional._check import need_count
-from hmm_functional.durations.support import support_of
+from hmm_functional.durations.support import limit, support_of
+from hmm_functional.emissions.constraints import need_at_least
 
+from ._check import first, need_no_prior, prior_values
 from .law import Law, parameter
 from .parametrize import LogProbabilities, Numbers, Parametrized, Positive, UnitInterval
 
@@ -39,8 +41,8 @@ class Duration(Law):
         super().__init__()
         self.num_states = need_count("num_states", num_states, 1)
         support_of(max_duration, min_duration, num_states)
-        self.max_duration = max_duration if isinstance(max_duration, int) else tuple(int(d) for d in max_duration)
-        self.min_duration = min_duration if isinstance(min_duration, int) else tuple(int(d) for d in min_duration)
+        self.max_duration = limit("max_duration", max_duration)
+        self.min_duration = limit("min_duration", min_duration)
 
     @abstractmethod
     def family(self, concentration: Any = 1.0) -> durations.DurationFamily:
@@ -88,7 +90,7 @@ class Duration(Law):
             mean / (1.0 + mean), max_duration=self.max_duration, min_duration=self.min_duration
         )
         counts = counts + 0.2 * total[:, None] * broad.exp()
-        family, found = self.family(), type(self.values())(*(x.detach().cpu().double() for x in self.values()))
+        family, found = self.family(), type(self.values())(*(x.detach().cpu().double() for x in self._beginning()))
         for _ in range(5):
             found = family.m_step(counts, found)
         for name, one in self.parametrized().items():
@@ -110,9 +112,12 @@ class Duration(Law):
         mean = (p * d).sum(-1)
         return mean, (p * (d - mean[:, None]).square()).sum(-1)
 
+    def _beginning(self) -> Any:
+        """Values to initialize from."""
+        return self.values()
+
     def _limits(self, concentration: Any) -> tuple[Any, Any]:
-        if not (isinstance(concentration, int | float) and concentration == 1):
-            raise ValueError(f"priors.duration: expected none of a {type(self).__name__}, got {concentration!r}")
+        need_no_prior(self, concentration)
         return self.max_duration, self.min_duration
 
     def _spread(self) -> Tensor:
@@ -127,7 +132,8 @@ class CategoricalDuration(Duration):
 
     Args:
         num_states, max_duration, min_duration: as `Duration`.
-        log_probs: (K, D_max), nats; default all possible ones alike. -inf is a structural zero.
+        log_probs: (K, D_max), nats; default all possible ones alike. -inf is a structural zero, as all durations
+            outside min_duration..max_duration are.
 
     Example:
         >>> CategoricalDuration(2, max_duration=4, min_duration=2).mean()
@@ -142,14 +148,19 @@ class CategoricalDuration(Duration):
             min_duration=self.min_duration,
             like=torch.zeros((), dtype=torch.float64),
         )
-        self.distribution = LogProbabilities(start, "(K, D_max)")
+        self.distribution = DurationProbabilities(start, "(K, D_max)")
         if log_probs is not None:
             self.log_probs = log_probs
 
     log_probs = parameter("log_probs", "distribution", "log p(duration = d + 1), (K, D_max), nats; assignable.")
 
     def family(self, concentration: Any = 1.0) -> durations.Categorical:
-        """The categorical family."""
+        """The categorical family; `concentration` is a number or (K, D_max)."""
+        shape = self.distribution.shape
+        concentration = prior_values("duration", concentration, shape)
+        if isinstance(concentration, Tensor):
+            concentration = concentration.to(self.distribution.logits.device).expand(shape)
+        need_at_least("priors.duration", concentration, 1.0)
         return durations.Categorical(self.max_duration, self.min_duration, concentration)
 
     def values(self) -> durations.CategoricalParameters:
@@ -159,6 +170,33 @@ class CategoricalDuration(Duration):
     def parametrized(self) -> dict[str, Parametrized]:
         """What makes the parameters."""
         return {"log_probs": self.distribution}
+
+    def _beginning(self) -> durations.CategoricalParameters:
+        # zeros that were learned do not stay
+        return durations.CategoricalParameters(self.distribution.is_allowed.double().log().log_softmax(-1))
+
+
+class DurationProbabilities(LogProbabilities):
+    """Of durations: those that the start rules out are never possible.
+
+    Args:
+        log_probabilities, words: as `LogProbabilities`.
+    """
+
+    is_inside: Tensor
+
+    def __init__(self, log_probabilities: Tensor, words: str) -> None:
+        super().__init__(log_probabilities, words)
+        self.register_buffer("is_inside", log_probabilities > -torch.inf, persistent=False)
+
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        is_bad = (values > -torch.inf) & ~self.is_inside.cpu()
+        if is_bad.any():
+            at = first(is_bad)
+            raise ValueError(
+                f"{name}: expected -inf outside min_duration..max_duration, got {float(values[at]):.6g} at {at}"
+            )
+        return super()._checked(name, values)
 
 
 class UniformDuration(Duration):

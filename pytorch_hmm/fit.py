@@ -30,6 +30,11 @@ AT_ONCE = 2**18
 LEAST_FRAMES = 1e-6
 """Of a state that is not dead."""
 
+_IMPOSSIBLE = (
+    "data: a sequence is impossible under the model, log p = -inf; structural zeros, longest durations, labels or "
+    "parameters exclude it (model(x) says which)"
+)
+
 Method = Literal["em", "gradient", "viterbi", "stepwise"]
 Init = Literal["kmeans", "random", "keep"]
 
@@ -313,7 +318,7 @@ class Descent:
         weights = 1.0 if batch.weights is None else batch.weights.to(likelihood)
         loss = -(likelihood * weights).sum()
         if not torch.isfinite(sum_of_processes(loss.detach())):
-            raise ValueError("data: a sequence is impossible under the model, log p = -inf")
+            raise ValueError(_IMPOSSIBLE)
         return loss, self._model._num_frames(batch.x, batch.lengths)
 
     @torch.no_grad()
@@ -561,10 +566,7 @@ class Training(Descent):
         """Statistics of all processes together, checked."""
         found = learning.each(sum_of_processes, found)
         if not torch.isfinite(found.log_likelihood).all():
-            raise ValueError(
-                "data: a sequence is impossible under the model, log p = -inf; structural zeros, longest durations, "
-                "labels or parameters exclude it (model(x) says which)"
-            )
+            raise ValueError(_IMPOSSIBLE)
         return found
 
     def _likelihood(self, batch: Batch) -> Tensor:

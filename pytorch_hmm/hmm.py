@@ -154,7 +154,7 @@ class BaseHMM(AssignableModule, ABC):
 
     @initial.setter
     def initial(self, value: Any) -> None:
-        self.log_initial = log_of("initial", value, (self.num_states,), "(K,)")
+        self.initial_distribution.assign("initial", log_of("initial", value, (self.num_states,), "(K,)"))
 
     @property
     def transition(self) -> Tensor:
@@ -164,7 +164,7 @@ class BaseHMM(AssignableModule, ABC):
     @transition.setter
     def transition(self, value: Any) -> None:
         made = self.transition_distribution
-        self.log_transition = log_of("transition", value, made.shape, made.words, self._may_end)
+        made.assign("transition", log_of("transition", value, made.shape, made.words, self._may_end))
 
     def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
         """log p(x) of each sequence, (...), nats: the loss of a batch is `-model(x, lengths).mean()`."""

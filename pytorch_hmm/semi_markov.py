@@ -247,6 +247,10 @@ class HSMM(EmissionHMM):
     def _arguments(self) -> dict[str, Any]:
         return {**super()._arguments(), "duration": self.duration, "censored": self.censored}
 
+    def extra_repr(self) -> str:
+        """The arguments that shape the model."""
+        return f"{super().extra_repr()}, censored={self.censored}"
+
 
 class DurationConstrainedHMM(HSMM):
     """An HMM whose states last at least and at most so many steps, all durations between being alike.
@@ -294,8 +298,7 @@ class SegmentMoves(LogProbabilities):
                 f"{name}: expected zeros on the diagonal, since durations say how long states last; "
                 "fill it with zeros and divide each row by its sum"
             )
-        is_last = (values == -torch.inf).all(-1)
-        need_normalised(name, values[~is_last].exp(), "divide each row by its sum")
+        need_normalised(name, values.exp(), "divide each row by its sum", may_end=True)
         return values
 
     def _checked(self, name: str, values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from hmm_functional._check import need_count
 from hmm_functional.emissions import TiedStates
 from hmm_functional.learning import HMMParameters, Priors
 
+from ._check import need_no_prior
 from .data import Source, checked_labels
 from .emission import Emission
 from .fit import Callback, FitReport, Init, Method, Online, Training, fit
@@ -329,6 +330,7 @@ class TrainableHMM(BaseHMM):
 
     def _duration_family(self, concentration: Any = 1.0) -> Any:
         """The family of durations; None of a plain chain."""
+        need_no_prior(self, concentration)
         return None
 
     def _fixed_durations(self, frozen: Collection[str]) -> Any:

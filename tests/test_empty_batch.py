@@ -37,6 +37,23 @@ def test_shapes(library, kernel):
     assert hf.log_likelihood(given[0], banded, given[2]).shape == (0,)
 
 
+@pytest.mark.parametrize("library", ZEROS)
+def test_shapes_of_semi_markov_models(library):
+    zeros = ZEROS[library]
+    chain = (zeros((3,)), zeros((3, 3)), zeros((3, 4)))
+    for num_steps in (2, 17):  # shorter than the longest duration, and several times as long
+        given = (*chain, zeros((0, num_steps, 3)))
+        assert hf.semi_markov_log_likelihood(*given).shape == (0,)
+        found = hf.semi_markov_forward_backward(*given)
+        shapes = [(0, num_steps, 3), (0, 3, 4), (0, 3, 3), (0,), (0, 3, 4)]
+        assert [tuple(x.shape) for x in found] == shapes
+        assert hf.semi_markov_viterbi(*given).states.shape == (0, num_steps)
+        assert hf.semi_markov_forward(*given).log_filtered.shape == (0, num_steps, 3)
+        state = hf.semi_markov_stream_init(*chain, batch_shape=(0,))
+        assert hf.semi_markov_stream_step(state, given[3])[1].expected_remaining.shape == (0, num_steps, 3)
+        assert hf.semi_markov_remaining(state).shape == (0, 3, 4)
+
+
 def test_gradients_are_zero():
     transition = torch.zeros(3, 3, requires_grad=True)
     hf.log_likelihood(torch.zeros(3), transition, torch.zeros(0, 7, 3)).sum().backward()

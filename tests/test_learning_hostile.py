@@ -29,7 +29,8 @@ from pytorch_hmm import (
     pseudo_residuals,
     standard_errors,
 )
-from pytorch_hmm.emission import Emission, parameter
+from pytorch_hmm.emission import Emission
+from pytorch_hmm.law import parameter
 from pytorch_hmm.parametrize import Positive
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ..backend import Array, backend_of
 from ..emissions.categorical import dirichlet_log_density, maximize_probabilities
 from ..emissions.constraints import need_at_least
+from ..emissions.moments import wide
 from .support import DurationFamily, normalised, support_of
 
 
@@ -72,7 +73,7 @@ def uniform_log_duration(num_states: int, *, max_duration: Any, min_duration: An
     """
     backend = backend_of(like=like)
     support = support_of(max_duration, min_duration, num_states)
-    zeros = backend.full((num_states, support.durations.shape[-1]), 0.0, like=like)
+    zeros = wide(backend, backend.full((num_states, support.longest), 0.0, like=like))
     return normalised(backend, zeros, support, like)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held, is_any
 from ..emissions.moments import wide
-from .exponential import fit_exponential
+from .exponential import fit_mean, fit_two
 from .support import DurationFamily, Support, constant, need_rows, normalised, support_of, used
 
 _LEAST_VARIANCE = 1e-2
@@ -42,8 +42,8 @@ def gamma_log_duration(shapes: Array, rates: Array, *, max_duration: Any, min_du
     """
     backend = backend_of(shapes=shapes, rates=rates)
     support, (shape, rate) = need_rows(backend, max_duration, min_duration, shapes=shapes, rates=rates)
-    durations = constant(backend, support.durations, shape)
-    return normalised(backend, (shape - 1.0) * backend.xp.log(durations) - rate * durations, support, shapes)
+    log_ratio, gap = _features(backend, support, shape)
+    return normalised(backend, (shape - 1.0) * log_ratio - rate * gap, support, shapes)
 
 
 def gaussian_log_duration(means: Array, variances: Array, *, max_duration: Any, min_duration: Any = 1) -> Array:
@@ -76,6 +76,12 @@ def gaussian_log_duration(means: Array, variances: Array, *, max_duration: Any, 
     return normalised(backend, (gaps * (mean - middle) - 0.5 * gaps * gaps) / variance, support, means)
 
 
+def _features(backend: Backend, support: Support, like: Array) -> tuple[Array, Array]:
+    """What the gamma density's powers and slopes weigh, about the middle of the possible durations."""
+    log_ratio, gap = np.log(support.durations / support.middle), support.durations - support.middle
+    return constant(backend, log_ratio, like), constant(backend, gap, like)
+
+
 class GammaParameters(NamedTuple):
     """Shapes and rates per step, (K,) each."""
 
@@ -98,7 +104,7 @@ class Gamma(DurationFamily):
         xp = backend.xp
         fixed = GammaParameters(None, None) if fixed is None else fixed
         support, base = _base(self, backend, counts)
-        durations = constant(backend, support.durations, counts) + xp.zeros_like(counts)
+        log_ratio, gap = (x + xp.zeros_like(counts) for x in _features(backend, support, counts))
         start, least, most = [], [], []
         for value, is_fixed, low, high, sign, shift in (
             (shapes, fixed.shapes, _LEAST_SHAPE, _LARGEST_SHAPE, 1.0, 1.0),
@@ -109,8 +115,7 @@ class Gamma(DurationFamily):
             start.append(natural)
             least.append(held(is_fixed, natural, xp.full_like(natural, ends[0])))
             most.append(held(is_fixed, natural, xp.full_like(natural, ends[1])))
-        features = [xp.log(durations), durations]
-        (power, slope), _ = fit_exponential(backend, counts, base, features, start, least, most)
+        power, slope = fit_two(backend, counts, base, (log_ratio, gap), start, least, most)
         return GammaParameters(
             held(fixed.shapes, shapes, used(backend, counts, power + 1.0, shapes)),
             held(fixed.rates, rates, used(backend, counts, -slope, rates)),
@@ -145,31 +150,28 @@ class Gaussian(DurationFamily):
         middle = constant(backend, support.middle, counts)
         gaps = constant(backend, support.durations, counts) - middle + xp.zeros_like(counts)
         middle = middle[:, 0]
-        largest = float((10.0 * np.max(support.durations)) ** 2)
+        largest = (10.0 * support.longest) ** 2
         old_mean, old_variance = wide(backend, means) - middle, wide(backend, variances)
-        sharpest, flattest = 1.0 / _LEAST_VARIANCE, 1.0 / largest
-
-        def fit(
-            features: list[Array], start: list[Array], bounds: list[tuple[float, float]], base: Array
-        ) -> tuple[Array, ...]:
-            low, high = ([xp.full_like(old_mean, end) for end in ends] for ends in zip(*bounds, strict=True))
-            return fit_exponential(backend, counts, base, features, start, low, high)[0]
-
-        reach = 1e3 * largest
-        slope, sharpness = fit(
-            [gaps, -0.5 * gaps * gaps],
-            [old_mean / old_variance, 1.0 / old_variance],
-            [(-reach, reach), (flattest, sharpest)],
+        reach = xp.full_like(old_mean, 1e3 * largest)
+        flattest, sharpest = xp.full_like(old_mean, 1.0 / largest), xp.full_like(old_mean, 1.0 / _LEAST_VARIANCE)
+        slope, sharpness = fit_two(
+            backend,
+            counts,
             base,
+            (gaps, -0.5 * gaps * gaps),
+            (old_mean / old_variance, 1.0 / old_variance),
+            (-reach, flattest),
+            (reach, sharpest),
         )
         mean, variance = slope / sharpness, 1.0 / sharpness
         if fixed is not None and (is_any(fixed.means) or is_any(fixed.variances)):
-            (alone,) = fit(
-                [gaps * old_mean[:, None] - 0.5 * gaps * gaps], [1.0 / old_variance], [(flattest, sharpest)], base
-            )
+            start = 1.0 / old_variance
+            squares = gaps * old_mean[:, None] - 0.5 * gaps * gaps
+            bounds = xp.minimum(flattest, start), xp.maximum(sharpest, start)
+            alone = fit_mean(backend, counts, base, squares, start, *bounds)
             variance = held(fixed.means, 1.0 / alone, variance)
-            own = base - 0.5 * gaps * gaps / old_variance[:, None]
-            (moved,) = fit([gaps / old_variance[:, None]], [old_mean], [(-reach, reach)], own)
+            base = base - 0.5 * gaps * gaps / old_variance[:, None]
+            moved = fit_mean(backend, counts, base, gaps / old_variance[:, None], old_mean, -reach, reach)
             mean = held(fixed.variances, moved, mean)
             mean, variance = held(fixed.means, old_mean, mean), held(fixed.variances, old_variance, variance)
         fixed = GaussianParameters(None, None) if fixed is None else fixed

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from math import inf, lgamma, log
+from math import inf, log
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import Array, Backend, backend_of
-from ..emissions.constraints import held, is_any
+from ..emissions.constraints import held
 from ..emissions.moments import wide
-from ..numerics import multiply
-from .exponential import fit_exponential
+from ..numerics import logsumexp, multiply, softmax
+from .exponential import fit_mean, repeated, shares
 from .support import DurationFamily, Support, constant, need_rows, normalised, support_of, used
 
 _LEAST, _MOST = log(1e-12), log(1.0 - 1e-12)
 """Of log probabilities of going on."""
 _LARGEST_RATE = 1e13
+_TOTALS = log(1e-2), log(1e6)
+_GRID, _HALVES = 14, 30
 
 
 def geometric_log_duration(self_loops: Array, *, max_duration: Any, min_duration: Any = 1) -> Array:
@@ -105,19 +107,26 @@ def negative_binomial_log_duration(
 
 
 def _log_factorial(extra: Any) -> Any:
-    """log n! of NumPy's whole numbers."""
-    return np.array([lgamma(n + 1.0) for n in range(int(extra.max()) + 1)])[extra]
+    """log n! of NumPy's whole numbers (K, D_max), below D_max."""
+    logs = np.log(np.arange(1, extra.shape[-1] + 1))
+    return np.cumsum(np.concatenate([logs[:1], logs[:-1]]))[extra]
 
 
 def _log_ways(backend: Backend, total: Array, support: Support) -> Array:
     """log C(n + r - 1, n) for r (..., K), (..., K, D_max): sums of logs, exact for any r."""
-    xp, count = backend.xp, support.durations.shape[-1]
-    before = constant(backend, np.arange(count - 1), total)
-    logs = xp.log((total[..., None] + before) / (before + 1.0))
-    zeros = xp.zeros_like(total[..., None])
-    sums = xp.concat([zeros, xp.cumulative_sum(logs, axis=-1)], axis=-1)
-    index = np.zeros((1,) * (total.ndim - 1) + (total.shape[-1], count), np.int64) + support.extra
-    return backend.take_along(sums, backend.asarray(index, like=total), -1)
+    before = constant(backend, np.arange(support.longest - 1), total)
+    return _up_to(backend, backend.xp.log((total[..., None] + before) / (before + 1.0)), support)
+
+
+def _up_to(backend: Backend, terms: Array, support: Support) -> Array:
+    """Sums of the first n of the terms (..., K, D_max - 1), n the steps beyond the least, (..., K, D_max)."""
+    xp = backend.xp
+    none = backend.full((*terms.shape[:-1], 1), 0.0, like=terms)
+    first = xp.moveaxis(xp.concat([none, terms], axis=-1), -1, 0)
+    (sums,) = backend.associative_scan(lambda x, y: (x[0] + y[0],), (first,))  # a cumulative sum that compiles
+    sums = xp.moveaxis(sums, 0, -1)
+    index = np.zeros((1,) * (terms.ndim - 2) + (terms.shape[-2], support.longest), np.int64) + support.extra
+    return backend.take_along(sums, backend.asarray(index, like=terms), -1)
 
 
 class GeometricParameters(NamedTuple):
@@ -140,9 +149,9 @@ class Geometric(DurationFamily):
     ) -> GeometricParameters:
         """The probabilities of highest expected log-probability, below 1."""
         (old,), backend = parameters, backend_of(counts=counts)
-        start = backend.log(backend.xp.clip(wide(backend, old), 1e-12, 1.0))
+        start = backend.log(backend.xp.clip(wide(backend, old), 1e-12, 1.0 - 1e-12))
         _, extra, base = _tables(self, backend, counts)
-        found, _ = _go_on(backend, counts, base, extra, start)
+        found = fit_mean(backend, counts, base, extra, start, *_bounds(backend, start, _LEAST, _MOST))
         found = used(backend, counts, backend.xp.exp(found), old)
         return GeometricParameters(held(None if fixed is None else fixed.self_loops, old, found))
 
@@ -168,7 +177,7 @@ class Poisson(DurationFamily):
         support, extra, base = _tables(self, backend, counts)
         base = base - constant(backend, _log_factorial(support.extra), counts)
         start = backend.log(backend.xp.clip(wide(backend, old), 1e-12, _LARGEST_RATE))
-        found, _ = _go_on(backend, counts, base, extra, start, log(_LARGEST_RATE))
+        found = fit_mean(backend, counts, base, extra, start, *_bounds(backend, start, _LEAST, log(_LARGEST_RATE)))
         found = used(backend, counts, backend.xp.exp(found), old)
         return PoissonParameters(held(None if fixed is None else fixed.rates, old, found))
 
@@ -192,42 +201,59 @@ class NegativeBinomial(DurationFamily):
     def m_step(
         self, counts: Array, parameters: NegativeBinomialParameters, fixed: NegativeBinomialParameters | None = None
     ) -> NegativeBinomialParameters:
-        """The best probabilities for each of several total counts around the old, again and again in smaller steps.
+        """The total counts and probabilities of highest expected log-probability, within 1e-2..1e6 and below 1.
 
-        Total counts stay within 1e-2..1e6 and probabilities of another step below 1.
+        What the best probabilities for a total count are worth is looked at on a grid of total counts, and its maximum
+        found by halves, where its slope changes sign.
         """
         (old, old_probs), backend = parameters, backend_of(counts=counts)
-        xp, (num_states, count) = backend.xp, counts.shape
-        support, extra, base = _tables(self, backend, counts)
-        log_total = xp.log(xp.clip(wide(backend, old), 1e-2, 1e6))
-        log_probs = backend.log(xp.clip(wide(backend, old_probs), 1e-12, 1.0 - 1e-12))
+        xp, (support, extra, base) = backend.xp, _tables(self, backend, counts)
         fixed = NegativeBinomialParameters(None, None) if fixed is None else fixed
-        moves = constant(backend, [-1.0, -0.5, 0.0, 0.5, 1.0], log_total)[:, None]
-        if is_any(fixed.total_counts):
-            moves = xp.where(fixed.total_counts, 0.0, moves + xp.zeros_like(log_total))
-        tries = moves.shape[0]
-        flat = (tries * num_states, count)
-        several, steps = (xp.reshape(xp.broadcast_to(x, (tries, num_states, count)), flat) for x in (counts, extra))
-        for width in (2.0, 0.8, 0.3, 0.12, 0.05, 0.02, 0.008, 0.003, 0.001, 4e-4, 1e-4):
-            totals = xp.clip(log_total + width * moves, log(1e-2), log(1e6))
-            bases = xp.reshape(base + _log_ways(backend, xp.exp(totals), support), flat)
-            start = xp.reshape(xp.broadcast_to(log_probs, (tries, num_states)), (-1,))
-            bounds: tuple[Any, Any] = (None, None)
-            if is_any(fixed.probs):
-                is_held = xp.reshape(xp.broadcast_to(_mask(xp, fixed.probs, old_probs), (tries, num_states)), (-1,))
-                bounds = (xp.where(is_held, start, _LEAST), xp.where(is_held, start, _MOST))
-            found, values = _go_on(backend, several, bases, steps, start, _MOST, *bounds)
-            values = xp.reshape(values, (tries, num_states))
-            best = xp.argmax(values, axis=0)[None, :]
-            log_total = backend.take_along(totals, best, 0)[0, :]
-            log_probs = backend.take_along(xp.reshape(found, (tries, num_states)), best, 0)[0, :]
+        log_total = xp.log(wide(backend, old))
+        log_probs = backend.log(xp.clip(wide(backend, old_probs), 1e-12, 1.0 - 1e-12))
+        least, most = _bounds(backend, log_probs, _LEAST, _MOST, fixed.probs)
+        low, high = _bounds(backend, log_total, *_TOTALS, fixed.total_counts)
+        share = shares(backend, counts)
+
+        def profile(log_total: Array, log_probs: Array) -> tuple[Array, Array, Array]:  # (..., K)
+            """The best log probabilities, what they are worth, and its slope."""
+            total = xp.exp(log_total)
+            ways = _log_ways(backend, total, support)
+            found = fit_mean(backend, counts, base + ways, extra, log_probs, least, most)
+            own = ways + found[..., None] * extra
+            weights = base + own
+            value = xp.sum(share * own, axis=-1) - logsumexp(backend, weights)
+            before = constant(backend, np.arange(support.longest - 1), total)
+            slopes = _up_to(backend, total[..., None] / (total[..., None] + before), support)
+            return found, value, xp.sum((share - softmax(backend, weights)) * slopes, axis=-1)
+
+        # the grid's rows, and the total counts at hand
+        grid = xp.stack([*(low + (high - low) * (i / _GRID) for i in range(_GRID + 1)), log_total])
+        probs, values, _ = profile(grid, log_probs + xp.zeros_like(grid))
+        best = xp.argmax(values[:-1, :], axis=0)[None, :]
+        low, high = (backend.take_along(grid, xp.clip(best + i, 0, _GRID), 0)[0, :] for i in (-1, 1))
+
+        def halve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            low, high, log_probs = carry
+            middle = 0.5 * (low + high)
+            log_probs, _, slope = profile(middle, log_probs)
+            return xp.where(slope > 0, middle, low), xp.where(slope > 0, high, middle), log_probs
+
+        carry = (low, high, backend.take_along(probs, best, 0)[0, :])
+        low, high, near = repeated(backend, halve, carry, lambda before, after: after[1] - after[0] < 1e-8, _HALVES)
+        middle = 0.5 * (low + high)
+        found, value, _ = profile(middle, near)
+        is_better = value > values[-1, :]
+        log_total, log_probs = xp.where(is_better, middle, log_total), xp.where(is_better, found, probs[-1, :])
         total = held(fixed.total_counts, old, used(backend, counts, xp.exp(log_total), old))
-        probs = held(fixed.probs, old_probs, used(backend, counts, xp.exp(log_probs), old_probs))
-        return NegativeBinomialParameters(total, probs)
+        return NegativeBinomialParameters(
+            total, held(fixed.probs, old_probs, used(backend, counts, xp.exp(log_probs), old_probs))
+        )
 
 
-def _mask(xp: Any, is_fixed: Any, like: Array) -> Array:
-    return xp.ones_like(like, dtype=xp.bool) if is_fixed is True else is_fixed
+def _bounds(backend: Backend, start: Array, low: float, high: float, is_fixed: Any = None) -> tuple[Array, Array]:
+    """Of parameters (K,): the same for all, but `start` where one is fixed."""
+    return tuple(held(is_fixed, start, backend.xp.full_like(start, end)) for end in (low, high))
 
 
 def _tables(family: DurationFamily, backend: Backend, counts: Array) -> tuple[Support, Array, Array]:
@@ -236,21 +262,3 @@ def _tables(family: DurationFamily, backend: Backend, counts: Array) -> tuple[Su
     zeros = backend.xp.zeros_like(counts)
     extra = constant(backend, support.extra, counts) + zeros
     return support, extra, backend.xp.where(backend.asarray(support.is_possible, like=counts), zeros, -inf)
-
-
-def _go_on(
-    backend: Backend,
-    counts: Array,
-    base: Array,
-    extra: Array,
-    start: Array,
-    largest: float = _MOST,
-    least: Array | None = None,
-    most: Array | None = None,
-) -> tuple[Array, Array]:
-    """The best factor, as a log, that each further step weighs, (S,), and what it is worth."""
-    xp = backend.xp
-    least = xp.full_like(start, _LEAST) if least is None else least
-    most = xp.full_like(start, largest) if most is None else most
-    (found,), value = fit_exponential(backend, counts, base, [extra], [start], [least], [most])
-    return found, value

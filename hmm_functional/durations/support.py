@@ -22,6 +22,8 @@ Limit = int | tuple[int, ...]
 class Support(NamedTuple):
     """Durations 1..D_max, as constants of NumPy; K is 1 where it is the same for all states."""
 
+    longest: int
+    """D_max"""
     durations: Any
     """(1, D_max)"""
     is_possible: Any
@@ -42,26 +44,38 @@ def support_of(max_duration: Any, min_duration: Any, num_states: int | None = No
     Raises:
         TypeError, ValueError: no such numbers, or a least one above the largest.
     """
-    most, least = (_limit(*one) for one in (("max_duration", max_duration), ("min_duration", min_duration)))
+    most, least = limit("max_duration", max_duration), limit("min_duration", min_duration)
+    most, least = (x if isinstance(x, tuple) else (x,) for x in (most, least))
     for name, found in (("max_duration", most), ("min_duration", least)):
         if num_states is not None and len(found) not in (1, num_states):
             raise ValueError(f"{name}: expected a number or {num_states}, one for each state, got {len(found)}")
     if len(most) > 1 and len(least) > 1 and len(most) != len(least):
         raise ValueError(f"min_duration: expected a number or {len(most)} as in max_duration, got {len(least)}")
-    if (least > most).any():
+    count, longest = max(len(most), len(least)), max(most)
+    most, least = (x * count if len(x) < count else x for x in (most, least))
+    if any(low > high for low, high in zip(least, most, strict=True)):
         raise ValueError(f"min_duration: expected at most max_duration = {max_duration}, got {min_duration}")
-    most, least = most[:, None], least[:, None]
-    durations = np.arange(1, most.max() + 1)[None, :]
-    is_possible = (durations >= least) & (durations <= most)
-    extra = np.where(durations >= least, durations - least, 0)
-    return Support(durations, is_possible, extra, 0.5 * (most + least))
+    # sizes are Python's numbers, so that compilers see constants
+    durations = np.arange(1, longest + 1)[None, :]
+    highest, lowest = (np.array(x)[:, None] for x in (most, least))
+    is_possible = (durations >= lowest) & (durations <= highest)
+    extra = np.where(durations >= lowest, durations - lowest, 0)
+    return Support(longest, durations, is_possible, extra, 0.5 * (highest + lowest))
 
 
-def _limit(name: str, value: Any) -> Any:
-    values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-    if not values:
+def limit(name: str, value: Any) -> Limit:
+    """A number for all states as a Python integer, or one for each as a tuple of them.
+
+    Raises:
+        TypeError, ValueError: no such numbers.
+    """
+    if getattr(value, "ndim", 0) == 1:
+        value = value.tolist()
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return need_count(name, value, 1)
+    if not value:
         raise ValueError(f"{name}: expected a number or one for each state, got none")
-    return np.array([need_count(name, one, 1) for one in values])
+    return tuple(need_count(name, one, 1) for one in value)
 
 
 def need_rows(backend: Backend, max_duration: Any, min_duration: Any, **parameters: Array) -> tuple[Support, Any]:
@@ -82,7 +96,8 @@ def normalised(backend: Backend, log_weights: Array, support: Support, like: Arr
     """log-probabilities (..., K, D_max) from weights that are finite, in the dtype of `like` (float32 or wider)."""
     xp = backend.xp
     is_possible = backend.asarray(support.is_possible, like=log_weights)
-    found = log_normalize(backend, xp.where(is_possible, log_weights, -inf))
+    found = xp.where(is_possible, log_weights, -inf)
+    found = log_normalize(backend, found - backend.pivot(found, -1))  # large weights lose no digits
     dtype = like.dtype if xp.finfo(like.dtype).bits >= 32 else xp.float32
     return xp.astype(found, dtype, copy=False)
 
