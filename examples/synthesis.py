@@ -58,12 +58,15 @@ def synthesize(samples: Any, rate: float = 1.0, num_iterations: int = 10) -> Spe
     static = torch.as_tensor((levels - mean) / deviation, dtype=torch.float32)
     features = hf.apply_windows(static, WINDOWS)
     count = max(1, len(static) // FRAMES_A_STATE)
-    model = HSMM(count, features.shape[1], LONGEST, "gaussian", topology="left_to_right", censored=False)
+    model = HSMM(
+        count, features.shape[1], LONGEST, "gaussian", topology="left_to_right", censored=False, reaches_end=True
+    )
     model.initialize_from_data(features, generator=torch.Generator().manual_seed(0))
     model.fit(features, init="keep", num_iterations=num_iterations, tolerance=0, variance_floor=FLOOR)
     variance = static.var(0, correction=0)
     law = hf.GlobalVariance(variance, (SPREAD * variance) ** 2)
-    found = generate_trajectory(model, WINDOWS, rate=rate, global_variance=law).features
+    with torch.no_grad():
+        found = generate_trajectory(model, WINDOWS, rate=rate, global_variance=law).features
     generated = found.numpy() * deviation + mean
     return Speech(sound_of(generated), generated, len(static))
 

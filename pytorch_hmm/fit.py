@@ -541,7 +541,7 @@ class Training(Descent):
         model = self._model
         x, lengths, is_missing = model._prepare(batch.x, batch.lengths, "data")
         x = _wide(x) if x.is_floating_point() else x
-        device = parameters.log_initial.device
+        device, shape = parameters.log_initial.device, tuple(x.shape[: x.ndim - len(model.frame_shape)])
         return learning.expected_statistics(
             parameters,
             self._family,
@@ -549,7 +549,7 @@ class Training(Descent):
             lengths=lengths,
             weights=None if batch.weights is None else batch.weights.to(device),
             is_observed=None if is_missing is None else ~is_missing,
-            is_allowed=self._allowed(batch, device),
+            is_allowed=model._ending(self._allowed(batch, device), shape, lengths),
             method=method,
             duration=self._durations,
             censored=model.censored,

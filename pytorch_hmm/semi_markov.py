@@ -12,7 +12,7 @@ import hmm_functional as hf
 from hmm_functional._check import need_count
 from hmm_functional.learning import HMMParameters
 
-from ._check import log_of, need_normalised
+from ._check import is_traced, log_of, need_normalised
 from .duration import DURATIONS, Duration, Limit
 from .emission import Emission, of_emission
 from .gaussian import GaussianEmission
@@ -56,6 +56,8 @@ class HSMM(EmissionHMM):
         covariance_type, means, covariances: of the Gaussians, as `GaussianHMM`'s.
         min_duration: the shortest, as `max_duration`.
         censored: whether the last segment may run on past the end of a sequence; False where it ends with it.
+        reaches_end: whether every sequence ends in a state without a way out, as whole utterances of a left-to-right
+            model do; what stops before is impossible then. Filters and streams know no end.
         options: as `EmissionHMM`. `transition` is between segments: its diagonal is 0 and stays so; a row of zeros is a
             state that only comes last. Topology "left_to_right" goes on by one, "ergodic" to any other state;
             `self_loop` has no meaning here.
@@ -65,6 +67,9 @@ class HSMM(EmissionHMM):
 
     Names of its parameters for `fix` and `frozen` are those of the emission, and those of the duration law after
     "duration_", such as "duration_rates".
+
+    A sequence that no segmentation fits, such as one longer than a left-to-right model's longest durations together,
+    has log p -inf, posteriors 0 and no segments.
 
     Every method takes time in O(B T K (D_max + K)). `filter` gives the state with the last segment open.
 
@@ -96,6 +101,7 @@ class HSMM(EmissionHMM):
         covariances: Any = None,
         min_duration: Limit | None = None,
         censored: bool = True,
+        reaches_end: bool = False,
         **options: Unpack[EmissionOptions],
     ) -> None:
         laws = num_laws(num_states, options.get("tied_states"))
@@ -111,7 +117,7 @@ class HSMM(EmissionHMM):
                 raise ValueError(f"obs_dim: expected the emission's, frames {emission.frame_shape}, got {obs_dim}")
         super().__init__(num_states, emission, **options)
         self.duration = _duration(num_states, max_duration, duration, min_duration)
-        self.censored = bool(censored)
+        self.censored, self.reaches_end = bool(censored), bool(reaches_end)
 
     means = of_emission("means", "Means of the emissions that have them; assignable.")
     covariances = of_emission("covariances", "Variances of the emissions that have them; assignable.")
@@ -160,7 +166,7 @@ class HSMM(EmissionHMM):
         """States and observations drawn from the model, the last segment cut off at the end.
 
         Args, returns: as `EmissionHMM.sample`. After the end of a state without a way out, states are -1 and
-        observations 0.
+        observations 0: `(states >= 0).sum(-1)` are the lengths.
         """
         states = self._sample_states(num_steps, batch_size, generator)
         rng = torch.default_generator if generator is None else generator
@@ -172,6 +178,9 @@ class HSMM(EmissionHMM):
         if function not in SEMI_MARKOV:
             name = getattr(function, "__name__", function)
             raise NotImplementedError(f"{type(self).__name__}: {name} is for states without durations of their own")
+        if self.reaches_end and function is not hf.semi_markov_forward:
+            is_allowed = self._ending(None, tuple(emission.shape[:-1]), lengths)
+            emission = hf.restrict_states(emission, is_allowed)
         return function(
             self.log_initial,
             transition,
@@ -181,6 +190,17 @@ class HSMM(EmissionHMM):
             censored=self.censored,
             **options,
         )
+
+    def _ending(self, is_allowed: Tensor | None, shape: tuple[int, ...], lengths: Tensor | None) -> Tensor | None:
+        if not self.reaches_end:
+            return is_allowed
+        is_last = ~self.transition_distribution.is_possible.any(-1)
+        if not is_traced(is_last) and not is_last.any():
+            raise ValueError("reaches_end: expected a state without a way out, such as the last of 'left_to_right'")
+        steps = torch.arange(shape[-1], device=is_last.device).expand(shape)
+        ends = shape[-1] if lengths is None else lengths[..., None]
+        found = (steps != ends - 1)[..., None] | is_last
+        return found if is_allowed is None else found & is_allowed
 
     def _sample_states(self, num_steps: int, batch_size: int | None, generator: torch.Generator | None) -> Tensor:
         return hf.semi_markov_sample(  # type: ignore[no-any-return]
@@ -245,11 +265,17 @@ class HSMM(EmissionHMM):
         return {**super()._parametrized(), **own}
 
     def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "duration": self.duration, "censored": self.censored}
+        return {
+            **super()._arguments(),
+            "duration": self.duration,
+            "censored": self.censored,
+            "reaches_end": self.reaches_end,
+        }
 
     def extra_repr(self) -> str:
         """The arguments that shape the model."""
-        return f"{super().extra_repr()}, censored={self.censored}"
+        end = ", reaches_end=True" if self.reaches_end else ""
+        return f"{super().extra_repr()}, censored={self.censored}{end}"
 
 
 class DurationConstrainedHMM(HSMM):
@@ -278,6 +304,8 @@ class DurationConstrainedHMM(HSMM):
         emission: Emission | None = None,
         **options: Any,
     ) -> None:
+        if "duration" in options:
+            raise ValueError("duration: expected none, all durations from the least to the largest are alike")
         super().__init__(
             num_states, obs_dim, max_duration, "uniform", emission=emission, min_duration=min_duration, **options
         )
@@ -295,8 +323,8 @@ class SegmentMoves(LogProbabilities):
         """Log-probabilities (K, K) that a user gave, or ValueError."""
         if (values.diagonal() > -torch.inf).any():
             raise ValueError(
-                f"{name}: expected zeros on the diagonal, since durations say how long states last; "
-                "fill it with zeros and divide each row by its sum"
+                f"{name}: expected zeros on the diagonal (-inf of logs), since durations say how long states last; "
+                "fill it so and divide each row by its sum"
             )
         need_normalised(name, values.exp(), "divide each row by its sum", may_end=True)
         return values

@@ -42,8 +42,9 @@ def choose_durations(
     Args:
         model: whose duration law says how long.
         states: (..., N) integers, -1 for padding; default 0, 1, ..., K - 1, as of a left-to-right model.
-        how: "mean" shares out what the rate or `total` leaves by the variances (see `scale_durations`); "mode" takes
-            the most probable duration of each and "sample" draws them, all scaled alike.
+        how: "mean" shares out what the rate or `total` leaves by the variances (see `scale_durations`), each of at
+            least a tenth of its mean, since those of few examples are none; "mode" takes the most probable duration of
+            each and "sample" draws them, all scaled alike.
         rate: speaking rate, 2.0 is twice as fast.
         total: frames of each utterance, instead of a rate.
         generator: source of randomness of "sample"; default torch's global one.
@@ -60,6 +61,7 @@ def choose_durations(
     is_state, index = states >= 0, states.clamp_min(0)
     if how == "mean":
         means, variances = model.duration.mean()[index], model.duration.variance()[index]
+        variances = torch.maximum(variances, 0.1 * means)
     else:
         found = model.duration.mode()[index] if how == "mode" else model.duration.sample(index, generator)
         if rate == 1.0 and total is None:
@@ -69,7 +71,6 @@ def choose_durations(
     return scaled
 
 
-@torch.no_grad()
 def generate_trajectory(
     model: HSMM,
     windows: Any,
@@ -95,6 +96,8 @@ def generate_trajectory(
     Raises:
         TypeError: other emissions. ValueError: as `choose_durations` and `mlpg`.
 
+    Gradient: of the features, in means and covariances, without `global_variance`.
+
     References: Tokuda et al. 2000; Zen et al. 2007 (semi-Markov models).
 
     Example:
@@ -103,8 +106,8 @@ def generate_trajectory(
         >>> generate_trajectory(hsmm, [(1,), (-0.5, 0, 0.5)], rate=2.0).features.shape
         torch.Size([8, 1])
     """
-    means, variances = _moments(model)
     states = _checked(model, states)
+    means, variances = _moments(model)
     if durations is None:
         durations = choose_durations(model, states, how=how, rate=rate, total=total, generator=generator)
     elif (how, rate, total) != ("mean", 1.0, None):
@@ -121,6 +124,8 @@ def generate_trajectory(
 
 def _checked(model: HSMM, states: Any) -> Tensor:
     """States (..., N) of utterances, -1 in the padding; all in order by default."""
+    if not isinstance(model, HSMM):
+        raise TypeError(f"model: expected an HSMM, whose states say how long they last, got {type(model).__name__}")
     device = model.initial_distribution.logits.device
     if states is None:
         return torch.arange(model.num_states, device=device)

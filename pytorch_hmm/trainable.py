@@ -337,6 +337,10 @@ class TrainableHMM(BaseHMM):
         """Which entries of it stay; None for none."""
         return None
 
+    def _ending(self, is_allowed: Tensor | None, shape: tuple[int, ...], lengths: Tensor | None) -> Tensor | None:
+        """Which states learning allows, (..., T, K), None for all, where the ends of sequences (..., T) bind, too."""
+        return is_allowed
+
     def _start_durations(self, states: Tensor) -> None:
         """Set it from states (..., T), -1 where there is none."""
 

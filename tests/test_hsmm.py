@@ -871,3 +871,31 @@ def test_names_of_duration_parameters():
         model.fit(x, frozen=["probs"])
     with pytest.raises(RuntimeError, match="duration"):
         model.load_state_dict(made("gamma").state_dict())
+
+
+@pytest.mark.parametrize("censored", [True, False])
+def test_whole_utterances_end_in_the_last_state(censored, tmp_path):
+    torch.manual_seed(0)
+    options = {"topology": "left_to_right", "censored": censored}
+    free = HSMM(3, 1, 6, "gamma", **options).double()
+    whole = HSMM(3, 1, 6, "gamma", reaches_end=True, **options).double()
+    whole.load_state_dict(free.state_dict())
+    x, lengths = torch.randn(4, 9, 1, dtype=torch.float64), [9, 7, 5, 2]
+    posteriors, likelihood = free.forward_backward(x, lengths)
+    last = posteriors[torch.arange(4), torch.tensor(lengths) - 1, 2]
+    torch.testing.assert_close(whole(x, lengths), likelihood + last.log())  # p(x) p(the last state given x)
+    assert whole(x, lengths)[3] == -torch.inf  # two frames for three states
+    states, _ = whole.viterbi_decode(x[:3], lengths[:3])
+    assert [int(states[i, lengths[i] - 1]) for i in range(3)] == [2, 2, 2]
+    torch.testing.assert_close(whole.filter(x, lengths), free.filter(x, lengths))
+    for method in ("em", "gradient"):
+        report = whole.fit(x[:3], lengths[:3], method=method, init="keep", num_iterations=5, tolerance=0)
+        assert report.history[-1] > report.history[0]
+        torch.testing.assert_close(report.log_likelihood, whole(x[:3], lengths[:3]).sum().item(), rtol=1e-9, atol=0)
+    whole.save(tmp_path / "model")
+    assert torch.equal(HSMM.load(tmp_path / "model")(x[:3], lengths[:3]), whole(x[:3], lengths[:3]))
+
+
+def test_models_without_an_end_cannot_reach_it():
+    with pytest.raises(ValueError, match="reaches_end: expected a state without a way out"):
+        HSMM(3, 1, 6, reaches_end=True)(torch.zeros(4, 1))

@@ -10,6 +10,7 @@ from pytorch_hmm import (
     HSMM,
     CategoricalEmission,
     GaussianEmission,
+    GaussianHMM,
     MixtureGaussianEmission,
     PoissonDuration,
     choose_durations,
@@ -62,7 +63,9 @@ def test_features_are_those_of_the_normal_equations():
     assert found.states.tolist() == [0, 0, 1, 1, 1, 2]
     frames = found.states.numpy()
     means, variances = hsmm.means.detach().numpy()[frames], hsmm.covariances.detach().numpy()[frames]
-    np.testing.assert_allclose(found.features.numpy(), solutions(means[None], variances[None], WINDOWS)[0], atol=1e-9)
+    np.testing.assert_allclose(
+        found.features.detach().numpy(), solutions(means[None], variances[None], WINDOWS)[0], atol=1e-9
+    )
 
 
 def test_utterances_of_several_lengths():
@@ -134,3 +137,30 @@ def test_bad_durations(arguments, words):
 
 def test_states_may_be_a_list():
     assert generate_trajectory(model(), WINDOWS, [2, 0], durations=torch.tensor([1, 2])).states.tolist() == [2, 0, 0]
+
+
+def test_durations_seen_once_are_scaled_alike():
+    hsmm = model()
+    hsmm.duration.means, hsmm.duration.variances = [4.0, 8.0, 12.0], [1e-2, 1e-2, 1e-2]  # each on one duration
+    assert choose_durations(hsmm, rate=2.0).tolist() == [2, 4, 6]
+    assert choose_durations(hsmm, total=48).tolist() == [8, 16, 24]
+
+
+def test_segments_of_the_best_path_expand_to_it():
+    import hmm_functional as hf
+
+    hsmm = HSMM(3, 2, 10, "poisson")
+    x, lengths = torch.randn(2, 20, 2), [20, 7]
+    found = hsmm.viterbi_segments(x, lengths)
+    assert torch.equal(hf.expand_states(found.states, found.durations), hsmm.viterbi_decode(x, lengths)[0])
+
+
+def test_features_have_gradients():
+    hsmm = model()
+    generate_trajectory(hsmm, WINDOWS).features.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in (hsmm.emission.location.values, hsmm.emission.covariance.factor))
+
+
+def test_other_models_have_no_durations():
+    with pytest.raises(TypeError, match=r"model: expected an HSMM.*got GaussianHMM"):
+        generate_trajectory(GaussianHMM(3, 4), WINDOWS)

@@ -108,7 +108,7 @@ def expand_states(states: Array, durations: Array, num_steps: int | None = None)
 
     Args:
         states: (..., N) integers.
-        durations: (..., N) integers of at least 0; padded with 0.
+        durations: (..., N) integers of at least 0; not read where the state is negative, as in padding.
         num_steps: T; default the longest sum of durations, which has to be known: not under jit or vmap.
 
     Returns:
@@ -136,7 +136,7 @@ def expand_states(states: Array, durations: Array, num_steps: int | None = None)
     batch = broadcast_batch({"states": states.shape[:-1], "durations": durations.shape[:-1]})
     if num_steps is not None:
         num_steps = need_count("num_steps", num_steps, 0)
-    durations = xp.astype(durations, index, copy=False)
+    durations = xp.where(states < 0, 0, xp.astype(durations, index, copy=False))
     ends = xp.cumulative_sum(durations, axis=-1) if count else durations
     if not backend.is_traced(durations) and (num_steps is None or backend.is_host(durations)):
         values = backend.to_numpy(durations)
