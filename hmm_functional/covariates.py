@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ._check import broadcast_batch, need_count, need_floating, need_shape
 from .backend import Array, Backend, backend_of
+from .chain import without_padding
 from .edges import on_device
 from .emissions.constraints import held, need_at_least
 from .emissions.moments import wide
@@ -34,7 +35,7 @@ class LogisticTransitions(NamedTuple):
     biases: Array
 
 
-def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
+def logistic_transitions(inputs: Array, weights: Array, biases: Any, *, lengths: Any = None) -> Any:
     """log p(z_{t+1} = j given z_t = i and u_{t+1}): in each state i a logistic regression of the next one.
 
     p is proportional to exp(biases[i, j] + weights[i, j] . u_{t+1}): slot t reads the inputs of the step moved to, and
@@ -45,6 +46,8 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
         weights: (K, K, P), [from, to]; with `Banded` biases (O, K, P), with `Sparse` ones (E, P).
         biases: (K, K), nats, not necessarily normalised; -inf forbids a transition whatever the inputs. Or `Banded` or
             `Sparse`, without batch or time axes.
+        lengths: (...) integers 1..T, the valid steps of right-padded sequences; padding is never read. Without, NaN in
+            it makes gradients NaN, whatever reads the result.
 
     Returns:
         log_transition (..., T-1, K, K), rows normalised, or of the structure of the biases. A row without any possible
@@ -54,7 +57,7 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
     transition a row make it the reference that the others are compared with.
 
     Raises:
-        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes.
+        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes, lengths outside 1..T.
 
     Gradient: of everything.
 
@@ -92,6 +95,7 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
         raise ValueError(
             f"weights: expected shape {shape}, that of the biases and P inputs, got {tuple(weights.shape)}"
         )
+    inputs = without_padding(backend, inputs, lengths)
     structure = on_device(structure, backend, base)
     (slopes,) = canonical(with_weights(biases, xp.permute_dims(weights, (weights.ndim - 1, *range(weights.ndim - 1)))))[
         1

@@ -80,8 +80,8 @@ class ContextTraining(Training):
 
     def _of_batch(self, batch: Batch, parameters: HMMParameters, method: str) -> Statistics:
         weights, biases = parameters.log_transition
-        inputs = self._model._inputs(batch.x, batch.lengths).to(weights)
-        transitions = hf.logistic_transitions(inputs, weights, biases)
+        inputs = self._model._inputs(batch.x).to(weights)
+        transitions = hf.logistic_transitions(inputs, weights, biases, lengths=batch.lengths)
         found = super()._of_batch(batch, parameters._replace(log_transition=transitions), method)
         pairs = found.transitions.reshape(-1, *biases.shape)
         return found._replace(transitions=_Pairs([(pairs, inputs[..., 1:, :].reshape(-1, inputs.shape[-1]))]))
@@ -199,9 +199,10 @@ class InputDrivenHMM(EmissionHMM):
         """log p(x_t given z_t), (..., T, K), nats, which inputs have no part in."""
         return super().emission_log_prob(self._joined(x, context), lengths)
 
-    def transitions(self, context: Tensor) -> Tensor:
-        """log p(z_{t+1} given z_t, u_{t+1}), (..., T-1, K, K), of inputs (..., T, P)."""
-        found: Tensor = hf.logistic_transitions(widened(context), self.transition_weights, self.log_transition)
+    def transitions(self, context: Tensor, lengths: Any = None) -> Tensor:
+        """log p(z_{t+1} given z_t, u_{t+1}), (..., T-1, K, K), of inputs (..., T, P); padding is not read."""
+        weights, biases = self.transition_weights, self.log_transition
+        found: Tensor = hf.logistic_transitions(widened(context), weights, biases, lengths=lengths)
         return found
 
     def aic(self, x: Tensor, lengths: Any = None, context: Tensor | None = None) -> Tensor:
@@ -299,16 +300,12 @@ class InputDrivenHMM(EmissionHMM):
         context = widened(context)
         return torch.cat([own if own.is_floating_point() else own.to(context.dtype), context.expand(shape)], -1)
 
-    def _inputs(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Inputs (..., T, P) of joined observations, 0 in the padding."""
-        context = widened(x[..., -self.context_dim :])
-        if lengths is None:
-            return context
-        is_valid = torch.arange(context.shape[-2], device=x.device) < lengths[..., None]
-        return torch.where(is_valid[..., None], context, 0.0)
+    def _inputs(self, x: Tensor) -> Tensor:
+        """Inputs (..., T, P) of joined observations."""
+        return widened(x[..., -self.context_dim :])
 
     def _transitions(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.transitions(self._inputs(x, lengths))
+        return self.transitions(self._inputs(x), lengths)
 
     def _prepare(self, x: Tensor, lengths: Any, name: str = "x") -> tuple[Tensor, Tensor | None, Tensor | None]:
         need_frames(name, x, self.frame_shape)

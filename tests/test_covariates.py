@@ -92,6 +92,34 @@ def test_gradients():
     assert (forbidden.grad[forbidden.isinf()] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_padding_has_no_part_in_gradients(name):
+    """NaN beyond the end: values and gradients are those of the sequence cut there."""
+    rng, (weights, biases) = np.random.default_rng(3), law(zeros=False)
+    inputs, emission, initial = rng.normal(size=(2, T, P)), rng.normal(size=(2, T, K)), normalise(np.zeros(K))
+    inputs[1, 4:] = np.nan
+
+    def value(x, lengths, array, w, b, emission):
+        transitions = hf.logistic_transitions(array(x), w, b, lengths=lengths)
+        return hf.log_likelihood(array(initial), transitions, array(emission), lengths=lengths).sum()
+
+    def gradients(x, lengths, emission):
+        if name == "jax":
+            array = LIBRARIES["jax"].array
+            return jax.grad(lambda w, b: value(x, lengths, array, w, b, emission), (0, 1))(weights, biases)
+        given = [torch.from_numpy(a).requires_grad_() for a in (weights, biases)]
+        return torch.autograd.grad(value(x, lengths, torch.from_numpy, *given, emission), given)
+
+    found = gradients(inputs, [T, 4], emission)
+    alone = gradients(inputs[:1], None, emission[:1]), gradients(inputs[1:, :4], None, emission[1:, :4])
+    for one, *parts in zip(found, *alone, strict=True):
+        np.testing.assert_allclose(one, np.asarray(parts[0]) + np.asarray(parts[1]), rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match=r"lengths: expected values in 1\.\.6"):
+        hf.logistic_transitions(inputs, weights, biases, lengths=[T, 7])
+    with pytest.raises(ValueError, match="must broadcast"):
+        hf.logistic_transitions(inputs, weights, biases, lengths=[T, 4, 2])
+
+
 def expected_value(pairs, inputs, weights, biases, ridge=0.0):
     log_p = by_definition(inputs, weights, biases)
     return (pairs * np.where(pairs > 0, log_p, 0.0)).sum() - 0.5 * ridge * (weights**2).sum()
