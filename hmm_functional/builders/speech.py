@@ -11,6 +11,7 @@ import numpy as np
 from .._check import need_count, need_floating, need_shape
 from .._types import ExpandedChain
 from ..backend import Array, backend_of, find_backend
+from ..chain import without_padding
 from ..durations.chains import expanded, hazards, whole
 from ..edges import on_device
 from ..numerics import log_normalize
@@ -165,7 +166,7 @@ def hierarchical(
     return Hierarchy(transition, *(backend.asarray(x, like=sample) for x in (units, first, last)))
 
 
-def prosodic(log_transition: Any, features: Array, weights: Array) -> Any:
+def prosodic(log_transition: Any, features: Array, weights: Array, *, lengths: Any = None) -> Any:
     """Transitions that vary in time, states lasting longer or shorter as prosodic features of the frames say.
 
     The self-loop of slot t, from step t to t + 1, follows from the features of the step moved to,
@@ -179,13 +180,15 @@ def prosodic(log_transition: Any, features: Array, weights: Array) -> Any:
         log_transition: (K, K), or `Banded` or `Sparse` transitions, nats; (..., T-1, K, K) where they vary already.
         features: (..., T, F), such as F0, energy, boundary strength, best standardised.
         weights: (F,), or (K, F) of each state's own: change of the self-loop's log odds a unit.
+        lengths: (...) integers 1..T, the valid steps of right-padded sequences; padding is never read. Without, NaN in
+            it makes gradients NaN, whatever reads the result.
 
     Returns:
         (..., T-1, K, K), nats, rows of sum one, or the structure of the transition. Transitions that are certain or
         impossible stay so, absorbing states too.
 
     Raises:
-        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes.
+        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes, lengths outside 1..T.
 
     Gradient: of everything.
 
@@ -212,6 +215,7 @@ def prosodic(log_transition: Any, features: Array, weights: Array) -> Any:
     dim = features.shape[-1]
     if tuple(weights.shape) not in ((dim,), (count, dim)):
         raise ValueError(f"weights: expected shape ({dim},) or ({count}, {dim}), got {tuple(weights.shape)}")
+    features = without_padding(backend, features, lengths)
     structure = on_device(structure, backend, base)
     shift = features[..., 1:, :] @ xp.matrix_transpose(xp.broadcast_to(weights, (count, dim)))  # (..., T-1, K)
     if isinstance(structure, Dense):
@@ -252,7 +256,7 @@ def duration_constrained(
         more, without an end. With `log_final` the sequence ends in the last state, after a duration by its law.
 
     Raises:
-        ValueError: bounds out of order, or without any duration between them.
+        ValueError: bounds out of order, beyond log_duration, or without any duration between them.
 
     Gradient: of log_duration.
 
@@ -278,10 +282,13 @@ def duration_constrained(
         need_floating("log_duration", backend.xp, log_duration)
         if log_duration.ndim not in (1, 2) or (log_duration.ndim == 2 and log_duration.shape[0] != num_states):
             raise ValueError(f"log_duration: expected (D,) or ({num_states}, D), got {tuple(log_duration.shape)}")
+        given = log_duration.shape[-1]
         if like is not None:
             log_duration = backend_of(like=like, log_duration=log_duration).xp.astype(log_duration, like.dtype)
         log_duration = backend.xp.broadcast_to(log_duration, (num_states, log_duration.shape[-1]))
-        longest = whole("max_duration", log_duration.shape[1] if max_duration is None else max_duration, num_states)
+        longest = whole("max_duration", given if max_duration is None else max_duration, num_states)
+        if longest.max() > given:
+            raise ValueError(f"max_duration: expected at most the {given} steps of log_duration, got {longest.max()}")
     shortest = whole("min_duration", min_duration, num_states)
     if (shortest > longest).any():
         k = int(np.argmax(shortest > longest))
