@@ -223,6 +223,18 @@ class InputDrivenHMM(EmissionHMM):
         is_free, has_reference = is_allowed & ~held, (is_allowed & held).any(1)
         return found + int((is_free.sum(1) - (~has_reference).long()).clamp_min(0).sum())
 
+    def initialize_from_data(
+        self, x: Tensor, lengths: Any = None, *, context: Tensor | None = None, **options: Any
+    ) -> Self:
+        """As `EmissionHMM.initialize_from_data`; weights of inputs become zeros."""
+        return super().initialize_from_data(self._joined(x, context), lengths, **options)
+
+    def initialize_randomly(
+        self, x: Tensor, lengths: Any = None, *, context: Tensor | None = None, **options: Any
+    ) -> Self:
+        """As `EmissionHMM.initialize_randomly`; weights of inputs become zeros."""
+        return super().initialize_randomly(self._joined(x, context), lengths, **options)
+
     def fit(self, data: Any, lengths: Any = None, *, context: Any = None, **options: Any) -> FitReport:
         """Learn all parameters from data and inputs.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import numpy as np
@@ -399,6 +400,28 @@ def test_fits_of_lists_labels_weights_and_gradients():
     assert slow.transition_weights.abs().max() > 0
     start = module().fit(x, context=context, num_iterations=2, tolerance=0, generator=torch.Generator().manual_seed(0))
     assert np.isfinite(start.history).all()
+
+
+@pytest.mark.parametrize("start", ["initialize_from_data", "initialize_randomly"])
+def test_starts_take_the_inputs_beside(start):
+    x, context, lengths = data(5)
+    plain = EmissionHMM(2, GaussianEmission(2, obs_dim=2)).double()
+    getattr(plain, start)(x, lengths, generator=torch.Generator().manual_seed(0))
+    for given in ((x, context), (torch.cat([x, context], -1), None)):
+        model = module(transition_weights=np.ones((2, 2, P)))
+        rng = torch.Generator().manual_seed(0)
+        assert getattr(model, start)(given[0], lengths, context=given[1], generator=rng) is model
+        assert (model.transition_weights == 0).all()
+        torch.testing.assert_close(model.emission.means, plain.emission.means)
+
+
+def test_warnings_name_the_line_that_fits():
+    x, context, _ = data(1)
+    plain = EmissionHMM(2, GaussianEmission(2, obs_dim=2)).double()
+    for fit in (partial(module().fit, context=context), plain.fit):
+        with pytest.warns(NotConverged) as found:
+            fit(x, num_iterations=1, tolerance=1e-9)
+        assert [warning.filename for warning in found] == [__file__]
 
 
 def test_fixed_entries_stay_and_structural_zeros():
