@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -132,6 +133,20 @@ def test_prosody_moves_the_self_loop(name, form, is_own):
         expected[b, t, i] = rest / (rest.sum() or 1.0) * (1 - stay)
         expected[b, t, i, i] = stay
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("count", [1, 3000])
+def test_hierarchies_of_many_units_take_memory_of_their_edges(count):
+    tracemalloc.start()
+    found = hf.hierarchical([2] * count, self_loop=0.7, structured=True, like=LIKE).log_transition
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+    np.testing.assert_array_equal(np.asarray(found.sources)[:-1], np.repeat(np.arange(2 * count - 1), 2))
+    np.testing.assert_array_equal(np.asarray(found.targets)[:-1:2], np.arange(2 * count - 1))
+    np.testing.assert_array_equal(np.asarray(found.targets)[1::2], np.arange(1, 2 * count))
+    expected = np.append(np.tile([0.7, 0.3], 2 * count - 1), 1.0)
+    np.testing.assert_allclose(np.exp(found.log_weights), expected, rtol=1e-14)
 
 
 def test_prosody_is_differentiable():

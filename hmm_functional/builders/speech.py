@@ -16,8 +16,8 @@ from ..durations.chains import expanded, hazards, whole
 from ..edges import on_device
 from ..numerics import log_normalize
 from ..structure import Dense, gather
-from ..transition import Banded, LowRank, as_dense, canonical, normalize_rows, own_shape, with_weights
-from .topologies import forward_bands, log_like, need_probability, sparse_like
+from ..transition import Banded, LowRank, Sparse, as_dense, canonical, normalize_rows, own_shape, with_weights
+from .topologies import forward_bands, log_like, need_probability
 
 
 class Hierarchy(NamedTuple):
@@ -120,6 +120,8 @@ def hierarchical(
         ValueError: shapes, rows that do not sum to one, or a unit of a single state that may follow itself, whose
         self-loop would not be the one stated.
 
+    Cost: O(N^2), or with `structured` O(N + U^2), O(N) without unit_transition.
+
     Example:
         >>> import hmm_functional as hf
         >>> found = hf.hierarchical([2, 1], [[0.5, 0.5], [1.0, 0.0]], self_loop=0.6)
@@ -142,28 +144,49 @@ def hierarchical(
     for p in stay:
         need_probability("self_loop", float(p))
     stay = np.broadcast_to(stay, (total,))
-    moves = np.eye(count, k=1) if unit_transition is None else _on_host("unit_transition", unit_transition, 2)
+    if unit_transition is None:
+        stay = np.append(stay[:-1], 1.0)
+        befores, afters, shares = np.arange(count - 1), np.arange(1, count), np.ones(count - 1)
+    else:
+        befores, afters, shares = _unit_moves(unit_transition, sizes)
+    states = np.arange(total)
+    within = np.delete(states, last)
+    sources, targets = (
+        np.concatenate([states, within, last[befores]]),
+        np.concatenate([states, within + 1, first[afters]]),
+    )
+    p = np.concatenate([stay, 1.0 - stay[within], (1.0 - stay[last[befores]]) * shares])
+    kept = np.lexsort([targets, sources])
+    kept = kept[p[kept] > 0]
+    sources, targets, p = sources[kept], targets[kept], p[kept]
+    transition: Any
+    if structured:
+        transition = Sparse(log_like(p, like), sources, targets, total)
+    else:
+        matrix = np.zeros((total, total))
+        matrix[sources, targets] = p
+        transition = log_like(matrix, like)
+    sample = transition.log_weights if structured else transition
+    backend = backend_of(sample=sample)
+    units = np.repeat(np.arange(count), sizes)
+    return Hierarchy(transition, *(backend.asarray(x, like=sample) for x in (units, first, last)))
+
+
+def _unit_moves(unit_transition: Any, sizes: Any) -> tuple[Any, Any, Any]:
+    """Units before and after, and probabilities, of the moves between units of some sizes."""
+    moves, count = _on_host("unit_transition", unit_transition, 2), len(sizes)
     if moves.shape != (count, count):
         raise ValueError(f"unit_transition: expected shape (U, U) = ({count}, {count}), got {moves.shape}")
     is_row = (moves >= 0).all(1) & (np.abs(moves.sum(1) - 1.0) <= 1e-5)
-    if unit_transition is not None and not is_row.all():
+    if not is_row.all():
         u = int(np.argmin(is_row))
         raise ValueError(f"unit_transition: expected rows of probabilities, row {u} sums to {moves[u].sum():.6g}")
     is_stuck = (sizes == 1) & (np.diagonal(moves) > 0)
     if is_stuck.any():
         u = int(np.argmax(is_stuck))
         raise ValueError(f"unit_transition: expected 0 for unit {u} after itself, it has one state, which may stay")
-    matrix = np.diag(stay) + np.diag((1.0 - stay)[:-1], k=1)
-    matrix[last] = 0.0
-    matrix[last[:, None], first] = (1.0 - stay[last])[:, None] * moves / np.maximum(moves.sum(1, keepdims=True), 1e-5)
-    matrix[last, last] += stay[last]
-    if unit_transition is None:
-        matrix[-1, -1] = 1.0
-    transition = sparse_like(matrix, like) if structured else log_like(matrix, like)
-    sample = transition.log_weights if structured else transition
-    backend = backend_of(sample=sample)
-    units = np.repeat(np.arange(count), sizes)
-    return Hierarchy(transition, *(backend.asarray(x, like=sample) for x in (units, first, last)))
+    befores, afters = np.nonzero(moves)
+    return befores, afters, (moves / moves.sum(1, keepdims=True))[befores, afters]
 
 
 def prosodic(log_transition: Any, features: Array, weights: Array, *, lengths: Any = None) -> Any:
@@ -259,6 +282,8 @@ def duration_constrained(
         ValueError: bounds out of order, beyond log_duration, or without any duration between them.
 
     Gradient: of log_duration.
+
+    Cost: N is at most K D + 1; O(N^2), or with `structured` O(N), its edges.
 
     References: Ferguson 1980; Russell and Moore 1985.
 

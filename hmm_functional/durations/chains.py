@@ -45,6 +45,7 @@ def duration_chain(log_initial: Array, log_transition: Any, log_duration: Array)
 
     Cost: N is at most K D_max. A step of the chain costs its edges, O(K D_max) and one for each duration and change
     of state; `semi_markov_log_likelihood` costs O(K (D_max + K)), which is less where many states follow each other.
+    Made in time and memory of the edges, and O(K^2) for a dense transition.
 
     References: Ferguson 1980; Russell and Moore 1985; Johnson 2005.
 
@@ -103,7 +104,7 @@ def negative_binomial_chain(
     substates, at most that of the best segmentation. All sums over paths are exact.
 
     Cost: O(K max(min_duration, r)) substates; edges O(K r^2) and r for each change of state, or, for r up to
-    min_duration, two a substate.
+    min_duration, two a substate. Made in time and memory of these, and O(K^2) for a dense transition.
 
     References: Johnson and Willsky 2014 (negative binomial durations as chains).
 
@@ -239,7 +240,11 @@ def expanded(backend: Backend, log_initial: Array, log_transition: Any, phases: 
     befores, afters, moves = _moves(log_initial, log_transition, len(phases.sizes))
     firsts, owners = phases.firsts, phases.states[phases.ends]
     # every end of a segment with every way on from its state
-    end, move = np.nonzero(owners[:, None] == befores[None, :])
+    num_moves = np.bincount(befores, minlength=len(firsts))
+    order, counts = np.argsort(befores, kind="stable"), num_moves[owners]
+    end = np.repeat(np.arange(len(owners)), counts)
+    skipped = np.cumsum(num_moves)[owners] - np.cumsum(counts)  # moves of states before, less pairs of ends before
+    move = order[np.arange(len(end)) + skipped[end]]
     sources = np.concatenate([phases.sources, phases.ends[end]])
     targets = np.concatenate([phases.targets, firsts[afters[move]]])
 
