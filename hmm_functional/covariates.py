@@ -39,7 +39,9 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any, *, lengths:
     """log p(z_{t+1} = j given z_t = i and u_{t+1}): in each state i a logistic regression of the next one.
 
     p is proportional to exp(biases[i, j] + weights[i, j] . u_{t+1}): slot t reads the inputs of the step moved to, and
-    those of step 0 are not read.
+    those of step 0 are not read. That is the convention of input-output HMMs (Bengio and Frasconi). Where inputs of the
+    step moved from decide, as covariates do in depmixS4 (Visser and Speekenbrink), pass them one step later,
+    `concat([u[..., :1, :], u[..., :-1, :]])` along the steps.
 
     Args:
         inputs: (..., T, P), u_t.

@@ -133,6 +133,10 @@ class InputDrivenHMM(EmissionHMM):
     step 0 and of padding are not used. Without `context`, x holds them beside the observations, (..., T, D + P), as
     batches for `fit` do. Inputs are always known: `missing` speaks of observations alone.
 
+    The move from step t to t+1 reads the inputs of t+1, the step moved to, as input-output HMMs do. In depmixS4
+    (Visser and Speekenbrink), and in `NeuralHMM`, those of t, the step moved from, decide: for that pass inputs one
+    step later, `torch.cat([context[..., :1, :], context[..., :-1, :]], -2)`.
+
     What is added to all weights of a row and an input changes nothing; `fix("transition_weights", ...)` can make one
     transition a row the reference.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -147,6 +148,11 @@ def test_hierarchies_of_many_units_take_memory_of_their_edges(count):
     np.testing.assert_array_equal(np.asarray(found.targets)[1::2], np.arange(1, 2 * count))
     expected = np.append(np.tile([0.7, 0.3], 2 * count - 1), 1.0)
     np.testing.assert_allclose(np.exp(found.log_weights), expected, rtol=1e-14)
+
+
+def test_traced_durations_are_named():
+    with pytest.raises(TypeError, match="mean_durations: expected known numbers, got a traced array"):
+        jax.jit(hf.from_durations)(np.array([2.0, 3.0]))
 
 
 def test_prosody_is_differentiable():

@@ -10,13 +10,24 @@ import numpy as np
 
 from .._check import need_count, need_floating, need_shape
 from .._types import ExpandedChain
-from ..backend import Array, backend_of, find_backend
+from ..backend import Array, backend_of
 from ..chain import without_padding
-from ..durations.chains import expanded, hazards, whole
+from ..durations.chains import expanded, hazards
 from ..edges import on_device
 from ..numerics import log_normalize
 from ..structure import Dense, gather
-from ..transition import Banded, LowRank, Sparse, as_dense, canonical, normalize_rows, own_shape, with_weights
+from ..transition import (
+    Banded,
+    LowRank,
+    Sparse,
+    as_dense,
+    canonical,
+    host_numbers,
+    need_integers_each,
+    normalize_rows,
+    own_shape,
+    with_weights,
+)
 from .topologies import forward_bands, log_like, need_probability
 
 
@@ -76,7 +87,7 @@ def from_durations(
     """
     count = need_count("states_per_phone", states_per_phone, 1)
     need_probability("skip_share", skip_share)
-    means = _on_host("mean_durations", mean_durations)
+    means = host_numbers("mean_durations", mean_durations)
     if frame_shift is not None:
         if not 0 < frame_shift < inf:
             raise ValueError(f"frame_shift: expected seconds above 0, got {frame_shift}")
@@ -174,7 +185,7 @@ def hierarchical(
 
 def _unit_moves(unit_transition: Any, sizes: Any) -> tuple[Any, Any, Any]:
     """Units before and after, and probabilities, of the moves between units of some sizes."""
-    moves, count = _on_host("unit_transition", unit_transition, 2), len(sizes)
+    moves, count = host_numbers("unit_transition", unit_transition, 2), len(sizes)
     if moves.shape != (count, count):
         raise ValueError(f"unit_transition: expected shape (U, U) = ({count}, {count}), got {moves.shape}")
     is_row = (moves >= 0).all(1) & (np.abs(moves.sum(1) - 1.0) <= 1e-5)
@@ -300,7 +311,7 @@ def duration_constrained(
     if log_duration is None:
         if max_duration is None:
             raise ValueError("max_duration: expected steps, or log_duration")
-        longest = whole("max_duration", max_duration, num_states)
+        longest = need_integers_each("max_duration", max_duration, num_states)
         log_duration = log_like(np.ones((num_states, int(longest.max()))), like)
     else:
         backend = backend_of(log_duration=log_duration)
@@ -311,10 +322,10 @@ def duration_constrained(
         if like is not None:
             log_duration = backend_of(like=like, log_duration=log_duration).xp.astype(log_duration, like.dtype)
         log_duration = backend.xp.broadcast_to(log_duration, (num_states, log_duration.shape[-1]))
-        longest = whole("max_duration", given if max_duration is None else max_duration, num_states)
+        longest = need_integers_each("max_duration", given if max_duration is None else max_duration, num_states)
         if longest.max() > given:
             raise ValueError(f"max_duration: expected at most the {given} steps of log_duration, got {longest.max()}")
-    shortest = whole("min_duration", min_duration, num_states)
+    shortest = need_integers_each("min_duration", min_duration, num_states)
     if (shortest > longest).any():
         k = int(np.argmax(shortest > longest))
         raise ValueError(f"max_duration: expected at least min_duration, got {longest[k]} below {shortest[k]}")
@@ -334,12 +345,3 @@ def duration_constrained(
     final = xp.concat([rest[:-1], law[-1, :count], rest[:1]], axis=0)
     transition = chain.log_transition if structured else as_dense(chain.log_transition)
     return chain._replace(log_transition=transition, log_final=final)
-
-
-def _on_host(name: str, value: Any, rank: int = 1) -> Any:
-    """Numbers, an array or (nested) list, in float64 on the host."""
-    backend = find_backend(value)
-    found = np.asarray(value if backend is None else backend.to_numpy(value), dtype=np.float64)
-    if found.ndim != rank or not found.size:
-        raise ValueError(f"{name}: expected {'(N,)' if rank == 1 else '(N, N)'} numbers, got shape {found.shape}")
-    return found

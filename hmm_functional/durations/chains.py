@@ -12,7 +12,7 @@ from .._types import ExpandedChain
 from ..backend import Array, Backend, backend_of
 from ..numerics import log_tail
 from ..structure import Dense, extend, gather
-from ..transition import Banded, LowRank, Sparse, arrays_of, canonical, host_integers
+from ..transition import Banded, LowRank, Sparse, arrays_of, canonical, need_integers_each
 
 FULLEST = 4
 """Bands are returned where they hold at most so many numbers for each way to go."""
@@ -127,7 +127,10 @@ def negative_binomial_chain(
         values = backend.to_numpy(probs)
         if not ((values >= 0) & (values < 1)).all():
             raise ValueError(f"probs: expected numbers in [0, 1), got {values.min():.6g}..{values.max():.6g}")
-    counts, shortest = whole("total_count", total_count, num_states), whole("min_duration", min_duration, num_states)
+    counts, shortest = (
+        need_integers_each("total_count", total_count, num_states),
+        need_integers_each("min_duration", min_duration, num_states),
+    )
     sizes = np.maximum(counts, shortest)
     firsts, graphs = np.cumsum(sizes) - sizes, [_stages(*pair) for pair in zip(counts, shortest, strict=True)]
     within, ends = (np.array([(k, *row) for k, graph in enumerate(graphs) for row in graph[part]]).T for part in (0, 1))
@@ -314,18 +317,6 @@ def _need_states(backend: Backend, log_initial: Array) -> int:
     if log_initial.ndim != 1 or not log_initial.shape[0]:
         raise ValueError(f"log_initial: expected shape (K,), got {tuple(log_initial.shape)}")
     return int(log_initial.shape[0])
-
-
-def whole(name: str, value: Any, num_states: int) -> Any:
-    """Known integers from 1, (K,) on the host, of one for all or one for each state."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = [value]
-    found = host_integers(name, value)
-    if len(found) not in (1, num_states):
-        raise ValueError(f"{name}: expected one integer or {num_states}, got {len(found)}")
-    if found.min() < 1:
-        raise ValueError(f"{name}: expected integers of at least 1, got {found.min()}")
-    return np.broadcast_to(found, (num_states,))
 
 
 def _is_known(backend: Backend, x: Array) -> bool:
