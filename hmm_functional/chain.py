@@ -179,6 +179,17 @@ def lengths_of(backend: Backend, lengths: Any, num_steps: int, like: Array) -> A
     return backend.xp.astype(backend.asarray(lengths, like=like), backend.index_dtype())
 
 
+def without_padding(backend: Backend, x: Array, lengths: Any) -> Array:
+    """(..., T, N) with 0 in what lies beyond `lengths`, (...) or None, of a batch that broadcasts with it."""
+    if lengths is None:
+        return x
+    num_steps = x.shape[-2]
+    ends = lengths_of(backend, lengths, num_steps, x)
+    broadcast_batch({"lengths": tuple(ends.shape), "sequences": tuple(x.shape[:-2])})
+    is_valid = backend.arange(num_steps, like=x) < ends[..., None]
+    return backend.xp.where(is_valid[..., None], x, 0.0)
+
+
 def _leaves(values: Any) -> list[Any]:
     if not isinstance(values, list | tuple):
         return [values]

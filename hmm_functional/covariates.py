@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ._check import broadcast_batch, need_count, need_floating, need_shape
 from .backend import Array, Backend, backend_of
+from .chain import without_padding
 from .edges import on_device
 from .emissions.constraints import held, need_at_least
 from .emissions.moments import wide
@@ -18,7 +19,13 @@ from .transition import LowRank, arrays_of, canonical, normalize_rows, own_shape
 LEAST_GAIN = 1e-11
 """Nats a transition that a step of Newton's has to promise."""
 NUM_SHORTENINGS = 12
-"""How often a step is shortened, by a quarter of its length each time, before it is given up."""
+"""How often a step is shortened, to a quarter of its length each time, before it is given up."""
+MOST_CHANGE = 8.0
+"""Nats that a step may change the difference of two scores by, in any frame; twice as many after each that gained."""
+LEAST_CURVATURE = 1e-100
+"""Of the Hessian's diagonal, what says anything."""
+MOST_LENGTH = 4.0**5
+"""How far steps of the fixed bound go beyond the length that never overshoots, where they change little."""
 
 
 class LogisticTransitions(NamedTuple):
@@ -28,17 +35,21 @@ class LogisticTransitions(NamedTuple):
     biases: Array
 
 
-def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
+def logistic_transitions(inputs: Array, weights: Array, biases: Any, *, lengths: Any = None) -> Any:
     """log p(z_{t+1} = j given z_t = i and u_{t+1}): in each state i a logistic regression of the next one.
 
     p is proportional to exp(biases[i, j] + weights[i, j] . u_{t+1}): slot t reads the inputs of the step moved to, and
-    those of step 0 are not read.
+    those of step 0 are not read. That is the convention of input-output HMMs (Bengio and Frasconi). Where inputs of the
+    step moved from decide, as covariates do in depmixS4 (Visser and Speekenbrink), pass them one step later,
+    `concat([u[..., :1, :], u[..., :-1, :]])` along the steps.
 
     Args:
         inputs: (..., T, P), u_t.
         weights: (K, K, P), [from, to]; with `Banded` biases (O, K, P), with `Sparse` ones (E, P).
         biases: (K, K), nats, not necessarily normalised; -inf forbids a transition whatever the inputs. Or `Banded` or
             `Sparse`, without batch or time axes.
+        lengths: (...) integers 1..T, the valid steps of right-padded sequences; padding is never read. Without, NaN in
+            it makes gradients NaN, whatever reads the result.
 
     Returns:
         log_transition (..., T-1, K, K), rows normalised, or of the structure of the biases. A row without any possible
@@ -48,7 +59,7 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
     transition a row make it the reference that the others are compared with.
 
     Raises:
-        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes.
+        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes, lengths outside 1..T.
 
     Gradient: of everything.
 
@@ -86,6 +97,7 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any) -> Any:
         raise ValueError(
             f"weights: expected shape {shape}, that of the biases and P inputs, got {tuple(weights.shape)}"
         )
+    inputs = without_padding(backend, inputs, lengths)
     structure = on_device(structure, backend, base)
     (slopes,) = canonical(with_weights(biases, xp.permute_dims(weights, (weights.ndim - 1, *range(weights.ndim - 1)))))[
         1
@@ -103,7 +115,7 @@ def maximize_logistic_transitions(
     biases: Array,
     *,
     ridge: float = 0.0,
-    num_steps: int = 20,
+    num_steps: int = 50,
     fixed: LogisticTransitions | None = None,
 ) -> LogisticTransitions:
     """The M-step of `logistic_transitions`: weights and biases of highest expected log-probability.
@@ -122,18 +134,22 @@ def maximize_logistic_transitions(
         `LogisticTransitions(weights, biases)`, whose expected log-probability (less the penalty) is never lower than
         that of what was given, but for the rounding to their dtype.
 
-    Newton's method, for each state apart, whose problem is concave; a step that lowers the objective is taken at a
-    quarter of its length, and so on. It moves along no direction that the data say nothing about: inputs that depend
-    on each other, or what is common to all weights of a row. Where transitions are perfectly separated by the inputs
-    there is no maximum: the search stops where a step promises less than 1e-11 nats a transition, which is at odds of
-    about 1e11, or with a ridge at its maximum. A state that is never expected keeps its own.
+    Newton's method, for each state apart, whose problem is concave, from any start: a step changes no difference of
+    scores by more than 8 nats, twice as many after each that did; one that lowers the objective is taken at a quarter
+    of its length, and so on; and where Newton's gains little, since the start calls what happens impossible, a step of
+    Boehning's bound on the Hessian, which never overshoots, is taken. It moves along no direction that the data say
+    nothing about: inputs that depend on each other, or what is common to all weights of a row. Where transitions are
+    perfectly separated by the inputs there is no maximum: the search stops where a step promises less than 1e-11 nats a
+    transition, which is at odds of about 1e11, or with a ridge at its maximum. A state that is never expected keeps its
+    own.
 
     Raises:
         TypeError: not floating-point arrays of one library. ValueError: shapes, a negative ridge.
 
-    Cost: num_steps times O(B T K (K P)^2), and K solutions of K (P + 1) equations; computed in float64.
+    Cost: O(B T K (K P)^2) a step, and K solutions of K (P + 1) equations; computed in float64. Traced, as by jax.jit,
+    all num_steps are taken.
 
-    References: Boyd and Vandenberghe 2004, section 9.5; Visser and Speekenbrink 2010.
+    References: Boyd and Vandenberghe 2004, section 9.5; Boehning 1992 (the bound); Visser and Speekenbrink 2010.
 
     Example:
         >>> import torch, hmm_functional as hf
@@ -207,38 +223,87 @@ class _Regression:
     def maximum(self, theta: Array, num_steps: int) -> Array:
         """Newton's method from theta; no step lowers the value."""
         value = self.value(theta)
-        carry = theta, value, value != value
+        carry = theta, value, 0.0 * value + MOST_CHANGE, value != value
+        inverse = self.inverse_bound()
         if self.backend.is_traced(value) and num_steps:
             steps = self.backend.arange(num_steps, like=theta)
-            (theta, _, _), _ = self.backend.scan(lambda carry, _: (self.step(carry), None), carry, steps)
+            (theta, *_), _ = self.backend.scan(lambda carry, _: (self.step(carry, inverse), None), carry, steps)
             return theta
         for _ in range(num_steps):
-            carry = self.step(carry)
-            if bool(carry[2]):
+            carry = self.step(carry, inverse)
+            if bool(carry[-1]):
                 break
         return carry[0]
 
-    def step(self, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        """(theta, value, _) after one of Newton's steps, and whether none was worth a try, or none any better."""
-        backend, xp, (theta, value, _) = self.backend, self.backend.xp, carry
+    def step(self, carry: tuple[Array, ...], inverse: Array) -> tuple[Array, ...]:
+        """(theta, value, most change, _) after Newton's step, or the bound's if better, and whether none gained."""
+        xp, (theta, value, most, _) = self.backend.xp, carry
         gradient, hessian = self.derivatives(theta)
-        flat = (1, theta.shape[0] * theta.shape[1])
-        size, free = xp.sqrt(xp.reshape(xp.linalg.diagonal(hessian), flat)), xp.reshape(self.free, flat)
-        step = solve_semidefinite(backend, hessian[None, ...], xp.reshape(gradient, (*flat, 1)), size, free)
-        step = xp.reshape(step, theta.shape)
-        promised = 0.5 * xp.sum(gradient * step)
-        is_open, length = promised > LEAST_GAIN * xp.sum(self.counts), 1.0
-        is_last, is_known = ~is_open, not backend.is_traced(value)
+        column = xp.reshape(gradient, (-1, 1))
+        safe = xp.reshape(inverse @ column, theta.shape)
+        newton = xp.reshape(self.solved(hessian, column), theta.shape)
+        new, found = self.along(newton, gradient, theta, value, most, 1.0)
+        # a Hessian in which all of a row is one transition says nothing of where another has its share
+        is_short = found - value < 0.25 * xp.sum(gradient * safe)
+        if self.backend.is_traced(value) or bool(is_short):
+            other, reached = self.along(safe, gradient, theta, value, most, MOST_LENGTH)
+            is_better = is_short & (reached > found)
+            new, found = xp.where(is_better, other, new), xp.where(is_better, reached, found)
+        is_far = self.change(new - theta) > 0.5 * most
+        return new, found, xp.where(is_far, 2.0 * most, xp.clip(0.5 * most, min=MOST_CHANGE)), ~(found > value)
+
+    def along(
+        self, step: Array, gradient: Array, theta: Array, value: Array, most: Array, longest: float
+    ) -> tuple[Array, Array]:
+        """theta and its value after the step, at the first of shorter and shorter lengths that gains."""
+        xp, promised = self.backend.xp, 0.5 * self.backend.xp.sum(gradient * step)
+        change = self.change(step)
+        length = xp.where(change * longest > most, most / xp.where(change > 0, change, 1.0), longest)
+        is_open, is_known = promised > LEAST_GAIN * xp.sum(self.counts), not self.backend.is_traced(value)
         for _ in range(NUM_SHORTENINGS):
             if is_known and not bool(is_open):
                 break
             new = theta + length * step
             found = self.value(new)
-            is_taken = is_open & (found >= value + 1e-4 * length * promised)
+            is_taken = is_open & (found > value) & (found >= value + 1e-4 * length * promised)
             theta, value = xp.where(is_taken, new, theta), xp.where(is_taken, found, value)
-            is_open = is_open & ~is_taken
-            length *= 0.25
-        return theta, value, is_last | is_open
+            is_open, length = is_open & ~is_taken, 0.25 * length
+        return theta, value
+
+    def change(self, step: Array) -> Array:
+        """The most by which the step changes the difference of two scores in a frame that counts."""
+        xp = self.backend.xp
+        moved = self.regressors @ xp.matrix_transpose(step)
+        high, low = (xp.where(self.is_possible, moved, x) for x in (-inf, inf))
+        spread = xp.max(high, axis=-1) - xp.min(low, axis=-1)
+        spread = xp.where(xp.sum(self.counts, axis=-1) > 0, spread, 0.0)
+        return xp.max(xp.concat([spread, xp.zeros_like(step[0, :1])]))
+
+    def solved(self, matrix: Array, right: Array) -> Array:
+        """x of matrix x = right, of parameters that are free; (K Q, K Q) and (K Q, m)."""
+        xp, flat = self.backend.xp, (1, matrix.shape[0])
+        size, free = xp.reshape(xp.linalg.diagonal(matrix), flat), xp.reshape(self.free, flat)
+        size = xp.sqrt(xp.where(size > LEAST_CURVATURE, size, 0.0))
+        return solve_semidefinite(self.backend, matrix[None, ...], right[None, ...], size, free)[0, ...]
+
+    def inverse_bound(self) -> Array:
+        """Inverse (K Q, K Q) of Boehning's bound on minus the Hessian at any theta: its steps never overshoot."""
+        backend, xp, x = self.backend, self.backend.xp, self.regressors
+        num_states, width = self.free.shape
+        outer = xp.matrix_transpose(xp.sum(self.counts, axis=-1, keepdims=True) * x) @ x
+        is_possible = xp.astype(self.is_possible, x.dtype)
+        own = backend.arange(num_states * width, like=x)
+        is_same = own[:num_states, None] == own[None, :num_states]
+        count = xp.clip(xp.sum(is_possible), min=1.0)
+        shares = 0.5 * (xp.where(is_same, is_possible, 0.0) - is_possible[:, None] * is_possible / count)
+        bound = xp.reshape(shares[:, None, :, None] * outer[:, None, :], (num_states * width,) * 2)
+        bound = bound + xp.where(own[:, None] == own[None, :], xp.reshape(self.penalty(self.free), (-1,)), 0.0)
+        return self.solved(bound, xp.where(own[:, None] == own[None, :], 1.0, xp.zeros_like(bound)))
+
+    def penalty(self, theta: Array) -> Array:
+        """(K, Q), r of each parameter."""
+        is_weight = self.backend.arange(theta.shape[1], like=theta) < theta.shape[1] - 1
+        return self.backend.xp.where(is_weight, self.ridge, self.backend.xp.zeros_like(theta))
 
     def value(self, theta: Array) -> Array:
         """Expected log-probability less the penalty."""
@@ -261,14 +326,13 @@ class _Regression:
             outer = outer + (turn(n * p)[:, None, :] * turn(x)[None, :, :]) @ x
             mixed = xp.reshape(p[:, :, None] * x[:, None, :], (-1, num_states * width))
             same = same + turn(n * mixed) @ mixed
-        is_weight = xp.where(backend.arange(width, like=theta) < width - 1, self.ridge, xp.zeros_like(theta))
+        penalty = self.penalty(theta)
         apart = xp.eye(num_states, dtype=theta.dtype)
         blocks = backend.asarray(apart, like=theta)[:, None, :, None] * outer[:, :, None, :]
         hessian = xp.reshape(blocks, (num_states * width, num_states * width)) - same
-        penalty = xp.reshape(is_weight, (-1,))
         own = backend.arange(num_states * width, like=theta)
-        hessian = hessian + xp.where(own[:, None] == own[None, :], penalty, 0.0)
-        return inner - is_weight * theta, hessian
+        hessian = hessian + xp.where(own[:, None] == own[None, :], xp.reshape(penalty, (-1,)), 0.0)
+        return inner - penalty * theta, hessian
 
     def _log_probs(self, x: Array, theta: Array) -> Array:
         """(N, K)"""

@@ -118,15 +118,39 @@ def _register(cls: type, leaves: tuple[str, ...], static: tuple[str, ...], sampl
 def host_integers(name: str, value: Any) -> Any:
     if isinstance(value, StaticArray):
         return value.values
-    backend = find_backend(value)
-    if backend is not None and backend.is_traced(value):
-        raise TypeError(f"{name}: expected known integers, got a traced array; the graph is not data")
-    array = np.asarray(value if backend is None else backend.to_numpy(value))
+    array = _known(name, value, "integers")
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: expected a 1-D list of at least one integer, got shape {array.shape}, dtype {array.dtype}"
         )
     return array.astype(np.int64)
+
+
+def host_numbers(name: str, value: Any, rank: int = 1) -> Any:
+    """Known numbers, an array or (nested) list, in float64 on the host."""
+    array = _known(name, value, "numbers").astype(np.float64)
+    if array.ndim != rank or not array.size:
+        raise ValueError(f"{name}: expected {'(N,)' if rank == 1 else '(N, N)'} numbers, got shape {array.shape}")
+    return array
+
+
+def need_integers_each(name: str, value: Any, count: int) -> Any:
+    """Known integers from 1, (count,) on the host, of one for all or one for each."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    found = host_integers(name, value)
+    if len(found) not in (1, count):
+        raise ValueError(f"{name}: expected one integer or {count}, got {len(found)}")
+    if found.min() < 1:
+        raise ValueError(f"{name}: expected integers of at least 1, got {found.min()}")
+    return np.broadcast_to(found, (count,))
+
+
+def _known(name: str, value: Any, kind: str) -> Any:
+    backend = find_backend(value)
+    if backend is not None and backend.is_traced(value):
+        raise TypeError(f"{name}: expected known {kind}, got a traced array; the graph is not data")
+    return np.asarray(value if backend is None else backend.to_numpy(value))
 
 
 class StaticArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -209,8 +210,16 @@ def _warn_unless_converged(report: FitReport, num_iterations: int, tolerance: fl
             f"fit: not converged after {num_iterations} iterations, the last changed {gain:+.3g} nats of "
             f"{report.history[-1]:.6g}; raise num_iterations, or the tolerance of {tolerance:g}",
             NotConverged,
-            stacklevel=4,
+            stacklevel=_depth(),
         )
+
+
+def _depth() -> int:
+    """`stacklevel` of a warning of the caller's that names the line outside of this package."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == __package__:
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def _start(model: TrainableHMM, source: Source, init: Init, generator: torch.Generator | None) -> None:

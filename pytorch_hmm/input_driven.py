@@ -80,8 +80,8 @@ class ContextTraining(Training):
 
     def _of_batch(self, batch: Batch, parameters: HMMParameters, method: str) -> Statistics:
         weights, biases = parameters.log_transition
-        inputs = self._model._inputs(batch.x, batch.lengths).to(weights)
-        transitions = hf.logistic_transitions(inputs, weights, biases)
+        inputs = self._model._inputs(batch.x).to(weights)
+        transitions = hf.logistic_transitions(inputs, weights, biases, lengths=batch.lengths)
         found = super()._of_batch(batch, parameters._replace(log_transition=transitions), method)
         pairs = found.transitions.reshape(-1, *biases.shape)
         return found._replace(transitions=_Pairs([(pairs, inputs[..., 1:, :].reshape(-1, inputs.shape[-1]))]))
@@ -132,6 +132,10 @@ class InputDrivenHMM(EmissionHMM):
     Methods take the inputs as `context` (..., T, P), of the batch of x, or (T, P) for all sequences alike. Those of
     step 0 and of padding are not used. Without `context`, x holds them beside the observations, (..., T, D + P), as
     batches for `fit` do. Inputs are always known: `missing` speaks of observations alone.
+
+    The move from step t to t+1 reads the inputs of t+1, the step moved to, as input-output HMMs do. In depmixS4
+    (Visser and Speekenbrink), and in `NeuralHMM`, those of t, the step moved from, decide: for that pass inputs one
+    step later, `torch.cat([context[..., :1, :], context[..., :-1, :]], -2)`.
 
     What is added to all weights of a row and an input changes nothing; `fix("transition_weights", ...)` can make one
     transition a row the reference.
@@ -199,9 +203,10 @@ class InputDrivenHMM(EmissionHMM):
         """log p(x_t given z_t), (..., T, K), nats, which inputs have no part in."""
         return super().emission_log_prob(self._joined(x, context), lengths)
 
-    def transitions(self, context: Tensor) -> Tensor:
-        """log p(z_{t+1} given z_t, u_{t+1}), (..., T-1, K, K), of inputs (..., T, P)."""
-        found: Tensor = hf.logistic_transitions(widened(context), self.transition_weights, self.log_transition)
+    def transitions(self, context: Tensor, lengths: Any = None) -> Tensor:
+        """log p(z_{t+1} given z_t, u_{t+1}), (..., T-1, K, K), of inputs (..., T, P); padding is not read."""
+        weights, biases = self.transition_weights, self.log_transition
+        found: Tensor = hf.logistic_transitions(widened(context), weights, biases, lengths=lengths)
         return found
 
     def aic(self, x: Tensor, lengths: Any = None, context: Tensor | None = None) -> Tensor:
@@ -221,6 +226,18 @@ class InputDrivenHMM(EmissionHMM):
         held = torch.zeros_like(self.transition_slopes.values, dtype=torch.bool) if is_fixed is None else is_fixed
         is_free, has_reference = is_allowed & ~held, (is_allowed & held).any(1)
         return found + int((is_free.sum(1) - (~has_reference).long()).clamp_min(0).sum())
+
+    def initialize_from_data(
+        self, x: Tensor, lengths: Any = None, *, context: Tensor | None = None, **options: Any
+    ) -> Self:
+        """As `EmissionHMM.initialize_from_data`; weights of inputs become zeros."""
+        return super().initialize_from_data(self._joined(x, context), lengths, **options)
+
+    def initialize_randomly(
+        self, x: Tensor, lengths: Any = None, *, context: Tensor | None = None, **options: Any
+    ) -> Self:
+        """As `EmissionHMM.initialize_randomly`; weights of inputs become zeros."""
+        return super().initialize_randomly(self._joined(x, context), lengths, **options)
 
     def fit(self, data: Any, lengths: Any = None, *, context: Any = None, **options: Any) -> FitReport:
         """Learn all parameters from data and inputs.
@@ -299,16 +316,12 @@ class InputDrivenHMM(EmissionHMM):
         context = widened(context)
         return torch.cat([own if own.is_floating_point() else own.to(context.dtype), context.expand(shape)], -1)
 
-    def _inputs(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Inputs (..., T, P) of joined observations, 0 in the padding."""
-        context = widened(x[..., -self.context_dim :])
-        if lengths is None:
-            return context
-        is_valid = torch.arange(context.shape[-2], device=x.device) < lengths[..., None]
-        return torch.where(is_valid[..., None], context, 0.0)
+    def _inputs(self, x: Tensor) -> Tensor:
+        """Inputs (..., T, P) of joined observations."""
+        return widened(x[..., -self.context_dim :])
 
     def _transitions(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.transitions(self._inputs(x, lengths))
+        return self.transitions(self._inputs(x), lengths)
 
     def _prepare(self, x: Tensor, lengths: Any, name: str = "x") -> tuple[Tensor, Tensor | None, Tensor | None]:
         need_frames(name, x, self.frame_shape)

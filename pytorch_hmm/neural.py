@@ -81,7 +81,7 @@ unless there is an end, which it would give away |
     Every method takes by name what the model is conditioned on, `forward` the context also by position: `context`; with
     `state_dim` (left_to_right alone) `state_context` (..., K, E), and `state_lengths` (...), how many of these each
     utterance has, default all. Such states share one free law and one row of `log_transition`.
-    The move from frame t to t+1 is made by f_t.
+    The move from frame t to t+1 is made by f_t, of the frame moved from; in `InputDrivenHMM` by the inputs of t+1.
 
     Networks may run under autocast; densities and recursions run in float32 or wider. Training keeps O(B T (K + H))
     numbers: what is (B, T, K, H) or (B, T, K, D) is made in pieces of the time axis, and again for gradients.

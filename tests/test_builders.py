@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -134,11 +136,45 @@ def test_prosody_moves_the_self_loop(name, form, is_own):
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("count", [1, 3000])
+def test_hierarchies_of_many_units_take_memory_of_their_edges(count):
+    tracemalloc.start()
+    found = hf.hierarchical([2] * count, self_loop=0.7, structured=True, like=LIKE).log_transition
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+    np.testing.assert_array_equal(np.asarray(found.sources)[:-1], np.repeat(np.arange(2 * count - 1), 2))
+    np.testing.assert_array_equal(np.asarray(found.targets)[:-1:2], np.arange(2 * count - 1))
+    np.testing.assert_array_equal(np.asarray(found.targets)[1::2], np.arange(1, 2 * count))
+    expected = np.append(np.tile([0.7, 0.3], 2 * count - 1), 1.0)
+    np.testing.assert_allclose(np.exp(found.log_weights), expected, rtol=1e-14)
+
+
+def test_traced_durations_are_named():
+    with pytest.raises(TypeError, match="mean_durations: expected known numbers, got a traced array"):
+        jax.jit(hf.from_durations)(np.array([2.0, 3.0]))
+
+
 def test_prosody_is_differentiable():
     base = hf.left_to_right(3, self_loop=0.6, skip=0.1, like=torch.zeros((), dtype=torch.float64))
     features = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, w: hf.prosodic(base, x, w).exp(), (features, weights))
+
+
+def test_prosody_of_padding_has_no_part_in_gradients():
+    base = hf.left_to_right(3, self_loop=0.6, skip=0.1, like=torch.zeros((), dtype=torch.float64))
+    features, emission = torch.randn(2, 5, 2, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+    features[1, 3:] = torch.nan
+    weights = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+
+    def gradient(features, emission, lengths=None):
+        transitions = hf.prosodic(base, features, weights, lengths=lengths)
+        total = hf.log_likelihood(base[0], transitions, emission, lengths=lengths).sum()
+        return torch.autograd.grad(total, weights)[0]
+
+    alone = gradient(features[0], emission[0]) + gradient(features[1, :3], emission[1, :3])
+    torch.testing.assert_close(gradient(features, emission, [5, 3]), alone)
 
 
 @pytest.mark.parametrize("structured", [False, True])
@@ -204,6 +240,35 @@ def test_aliases_keep_the_self_loop(name):
     assert (found >= 0).all()
 
 
+@pytest.mark.parametrize(("self_loop", "skip"), [(0.9, 0.1), (0.8, 0.2), (0.55, 0.45), (0.7, 0.3), (0.0, 1.0)])
+@pytest.mark.parametrize("cyclic", [False, True])
+def test_skips_that_leave_no_step(self_loop, skip, cyclic):
+    """A step is impossible, not of probability 1e-17 or less than none, but where there is nothing to skip to."""
+    found = hf.left_to_right(4, self_loop=self_loop, skip=skip, cyclic=cyclic, like=LIKE)
+    expected = np.diag([self_loop] * 4) + np.diag([skip] * 2, 2) + (np.diag([skip] * 2, -2) if cyclic else 0.0)
+    if not cyclic:
+        expected[2:, 2:] = [[self_loop, skip], [0.0, 1.0]]
+    np.testing.assert_allclose(np.exp(found), expected, rtol=1e-14, atol=0)
+    assert (np.isneginf(found) == (expected == 0)).all()
+    bands = hf.left_to_right(4, self_loop=self_loop, skip=skip, cyclic=cyclic, structured=True, like=LIKE)
+    np.testing.assert_allclose(dense_of(bands, 4), expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("most", [2, 3, 4, 5])
+def test_alias_of_skips_without_steps(most):
+    for self_loop in np.linspace(0.0, 1.0, 21):
+        found = pytorch_hmm.create_skip_state_matrix(8, float(self_loop), 0.0, 0.1, max_skip=most)
+        torch.testing.assert_close(found.sum(-1), torch.ones(8))
+        assert found[0, 1] == 0
+
+
+def test_rare_steps_stay():
+    found = np.exp(hf.left_to_right(3, self_loop=1.0 - 1e-12, like=LIKE))
+    np.testing.assert_allclose(found[0, 1], 1e-12, rtol=1e-3)
+    with pytest.raises(ValueError, match="self_loop \\+ skip at most 1"):
+        hf.left_to_right(3, self_loop=0.9, skip=0.1 + 1e-8)
+
+
 def test_alias_of_skips_shares_them():
     found = pytorch_hmm.create_skip_state_matrix(5, 0.5, 0.3, 0.2, max_skip=3)
     torch.testing.assert_close(found[0], torch.tensor([0.5, 0.3, 0.12, 0.08, 0.0]))
@@ -249,6 +314,10 @@ ERRORS = {
     "unit shape": (lambda: hf.hierarchical([2, 1], [[1.0]]), r"expected shape \(U, U\)"),
     "self-loops": (lambda: hf.hierarchical([2, 1], self_loop=[0.5, 0.5]), "one for each of 3 states"),
     "durations crossed": (lambda: hf.duration_constrained(2, 3, 2), "max_duration: expected at least"),
+    "a longest beyond the law": (
+        lambda: hf.duration_constrained(2, 1, 10, log_duration=torch.zeros(3)),
+        "max_duration: expected at most the 3 steps of log_duration, got 10",
+    ),
     "no longest": (lambda: hf.duration_constrained(2, 3), "max_duration: expected steps"),
     "weights of features": (
         lambda: hf.prosodic(torch.zeros(2, 2), torch.zeros(3, 2), torch.zeros(3)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ def law(seed=0, zeros=True):
 
 def by_definition(inputs, weights, biases):
     """(T-1, K, K) log-probabilities, entry by entry."""
-    found = np.empty((len(inputs) - 1, K, K))
+    found = np.empty((len(inputs) - 1, *biases.shape))
     for t, i, j in np.ndindex(found.shape):
         found[t, i, j] = biases[i, j] + weights[i, j] @ inputs[t + 1]
     return normalise(found)
@@ -92,6 +93,34 @@ def test_gradients():
     assert (forbidden.grad[forbidden.isinf()] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_padding_has_no_part_in_gradients(name):
+    """NaN beyond the end: values and gradients are those of the sequence cut there."""
+    rng, (weights, biases) = np.random.default_rng(3), law(zeros=False)
+    inputs, emission, initial = rng.normal(size=(2, T, P)), rng.normal(size=(2, T, K)), normalise(np.zeros(K))
+    inputs[1, 4:] = np.nan
+
+    def value(x, lengths, array, w, b, emission):
+        transitions = hf.logistic_transitions(array(x), w, b, lengths=lengths)
+        return hf.log_likelihood(array(initial), transitions, array(emission), lengths=lengths).sum()
+
+    def gradients(x, lengths, emission):
+        if name == "jax":
+            array = LIBRARIES["jax"].array
+            return jax.grad(lambda w, b: value(x, lengths, array, w, b, emission), (0, 1))(weights, biases)
+        given = [torch.from_numpy(a).requires_grad_() for a in (weights, biases)]
+        return torch.autograd.grad(value(x, lengths, torch.from_numpy, *given, emission), given)
+
+    found = gradients(inputs, [T, 4], emission)
+    alone = gradients(inputs[:1], None, emission[:1]), gradients(inputs[1:, :4], None, emission[1:, :4])
+    for one, *parts in zip(found, *alone, strict=True):
+        np.testing.assert_allclose(one, np.asarray(parts[0]) + np.asarray(parts[1]), rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match=r"lengths: expected values in 1\.\.6"):
+        hf.logistic_transitions(inputs, weights, biases, lengths=[T, 7])
+    with pytest.raises(ValueError, match="must broadcast"):
+        hf.logistic_transitions(inputs, weights, biases, lengths=[T, 4, 2])
+
+
 def expected_value(pairs, inputs, weights, biases, ridge=0.0):
     log_p = by_definition(inputs, weights, biases)
     return (pairs * np.where(pairs > 0, log_p, 0.0)).sum() - 0.5 * ridge * (weights**2).sum()
@@ -141,6 +170,34 @@ def test_m_step_is_the_maximum_scipy_finds(ridge, is_reference):
         assert (found.biases[held] == 0).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 5.0, 25.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_m_step_finds_the_maximum_from_any_start(scale, seed):
+    pairs, inputs, weights, biases = problem(seed)
+    zeros = np.zeros_like(weights), np.where(np.isinf(biases), biases, 0.0)
+    is_free = biases > -np.inf
+    top = by_scipy(pairs, inputs, biases, 0.0, np.repeat(is_free[..., None], P, -1), is_free, *zeros)
+    found = hf.maximize_logistic_transitions(pairs, inputs, scale * weights, scale * biases)
+    np.testing.assert_allclose(expected_value(pairs, inputs, *found), top, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("bias", [-5.0, -22.0, -50.0, -800.0, 30.0])
+def test_m_step_leaves_saturation(name, bias):
+    """Of ten transitions one stays, whatever the start held for impossible."""
+    pairs, biases = np.array([[[1.0, 9.0], [0.0, 0.0]]] * 3), np.array([[0.0, bias], [0.0, 0.0]])
+    given = map(LIBRARIES[name].array, (pairs, np.zeros((4, 0)), np.zeros((2, 2, 0)), biases))
+    found = LIBRARIES[name].numpy(hf.maximize_logistic_transitions(*given).biases)[0]
+    np.testing.assert_allclose(found[1] - found[0], np.log(9.0), atol=1e-4)
+
+
+def test_m_step_leaves_saturation_under_jit():
+    pairs, biases = np.array([[[1.0, 9.0], [0.0, 0.0]]] * 3), np.array([[0.0, -22.0], [0.0, 0.0]])
+    given = pairs, np.zeros((4, 0)), np.zeros((2, 2, 0)), biases
+    found = jax.jit(hf.maximize_logistic_transitions)(*given).biases[0]
+    np.testing.assert_allclose(found[1] - found[0], np.log(9.0), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_m_steps_agree(name):
     library = LIBRARIES[name]
@@ -177,6 +234,11 @@ def test_separable_transitions_do_not_diverge():
     again = hf.maximize_logistic_transitions(pairs, inputs, *found, num_steps=100)
     np.testing.assert_array_equal(again.weights, found.weights)
     assert (found.weights[1] == 0).all()  # never left
+    pairs[:, 0] = 0.8 * pairs[:, 0] + 0.1  # softer counts, for which those odds of 1e11 are far too sure
+    is_free = np.array([[True, True], [False, False]])
+    top = by_scipy(pairs, inputs, None, 0.0, is_free[..., None], is_free, np.zeros((2, 2, 1)), np.zeros((2, 2)))
+    found = hf.maximize_logistic_transitions(pairs, inputs, *found)
+    np.testing.assert_allclose((pairs * hf.logistic_transitions(inputs, *found)).sum(), top, rtol=1e-8)
 
 
 def test_dependent_inputs_and_padding():
@@ -295,6 +357,26 @@ def test_learning_finds_inputs_that_switch():
     assert report.log_likelihood > true(x, context=context).sum().item() - 1e-3
 
 
+@pytest.mark.parametrize("self_loop", [0.5, 0.9, 0.99, 0.993, 0.999])
+def test_fits_do_not_depend_on_the_first_self_loop(self_loop):
+    """States told by the frames change nine times of ten: where Newton's steps overshot, they never did."""
+    rng = np.random.default_rng(0)
+    states = np.cumsum(rng.random(400) < 0.9) % 2
+    x = torch.from_numpy(10.0 * states - 5.0 + rng.normal(size=400))[:, None]
+    context = torch.from_numpy(rng.normal(size=(400, 1)))
+    start = [[self_loop, 1 - self_loop], [1 - self_loop, self_loop]]
+    model = InputDrivenHMM(2, GaussianEmission(2, 1), 1, transition=start).double()
+    model.emission.means = [[-5.0], [5.0]]
+    report = model.fit(x, context=context, init="keep", num_iterations=50, tolerance=1e-6)
+    moved = (states[1:] != states[:-1])[:, None].astype(float)
+    loss = -np.log(np.mean(moved)) * moved.sum() - np.log(np.mean(1 - moved)) * (1 - moved).sum()
+    scale = [x[states == k].std(correction=0).item() for k in range(2)]
+    sizes = [int((states == k).sum()) for k in range(2)]
+    density = -sum(n * (np.log(s) + 0.5 * np.log(2 * np.pi * np.e)) for n, s in zip(sizes, scale, strict=True))
+    assert report.converged
+    assert density - loss < report.log_likelihood < density - loss + 10.0  # known states, the same odds at any input
+
+
 def test_fits_of_lists_labels_weights_and_gradients():
     model, (x, context, _) = module(), data(2)
     one = {"init": "keep", "num_iterations": 3, "tolerance": 0}
@@ -318,6 +400,28 @@ def test_fits_of_lists_labels_weights_and_gradients():
     assert slow.transition_weights.abs().max() > 0
     start = module().fit(x, context=context, num_iterations=2, tolerance=0, generator=torch.Generator().manual_seed(0))
     assert np.isfinite(start.history).all()
+
+
+@pytest.mark.parametrize("start", ["initialize_from_data", "initialize_randomly"])
+def test_starts_take_the_inputs_beside(start):
+    x, context, lengths = data(5)
+    plain = EmissionHMM(2, GaussianEmission(2, obs_dim=2)).double()
+    getattr(plain, start)(x, lengths, generator=torch.Generator().manual_seed(0))
+    for given in ((x, context), (torch.cat([x, context], -1), None)):
+        model = module(transition_weights=np.ones((2, 2, P)))
+        rng = torch.Generator().manual_seed(0)
+        assert getattr(model, start)(given[0], lengths, context=given[1], generator=rng) is model
+        assert (model.transition_weights == 0).all()
+        torch.testing.assert_close(model.emission.means, plain.emission.means)
+
+
+def test_warnings_name_the_line_that_fits():
+    x, context, _ = data(1)
+    plain = EmissionHMM(2, GaussianEmission(2, obs_dim=2)).double()
+    for fit in (partial(module().fit, context=context), plain.fit):
+        with pytest.warns(NotConverged) as found:
+            fit(x, num_iterations=1, tolerance=1e-9)
+        assert [warning.filename for warning in found] == [__file__]
 
 
 def test_fixed_entries_stay_and_structural_zeros():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -211,6 +213,19 @@ def test_errors(name):
     given = {"log_initial": initial, "log_transition": transition, "total_count": COUNTS, "probs": PROBS, **changes}
     with pytest.raises(error, match=words):
         hf.negative_binomial_chain(**given)
+
+
+def test_many_states_take_memory_of_their_edges():
+    """A ring of 1000 states of 20 substates: 40 000 edges, not substates times moves."""
+    num_states, longest = 1000, 20
+    ring = hf.Sparse(np.zeros(num_states), np.arange(num_states), np.roll(np.arange(num_states), -1), num_states)
+    law = np.full((num_states, longest), -np.log(longest))
+    tracemalloc.start()
+    chain = hf.duration_chain(np.full(num_states, -np.log(num_states)), ring, law)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(chain.log_transition.log_weights) == num_states * (2 * longest - 1)
+    assert peak < 12e6
 
 
 def test_a_state_without_durations_is_refused():

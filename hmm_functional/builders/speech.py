@@ -10,13 +10,25 @@ import numpy as np
 
 from .._check import need_count, need_floating, need_shape
 from .._types import ExpandedChain
-from ..backend import Array, backend_of, find_backend
-from ..durations.chains import expanded, hazards, whole
+from ..backend import Array, backend_of
+from ..chain import without_padding
+from ..durations.chains import expanded, hazards
 from ..edges import on_device
 from ..numerics import log_normalize
 from ..structure import Dense, gather
-from ..transition import Banded, LowRank, as_dense, canonical, normalize_rows, own_shape, with_weights
-from .topologies import forward_bands, log_like, need_probability, sparse_like
+from ..transition import (
+    Banded,
+    LowRank,
+    Sparse,
+    as_dense,
+    canonical,
+    host_numbers,
+    need_integers_each,
+    normalize_rows,
+    own_shape,
+    with_weights,
+)
+from .topologies import forward_bands, log_like, need_probability
 
 
 class Hierarchy(NamedTuple):
@@ -75,7 +87,7 @@ def from_durations(
     """
     count = need_count("states_per_phone", states_per_phone, 1)
     need_probability("skip_share", skip_share)
-    means = _on_host("mean_durations", mean_durations)
+    means = host_numbers("mean_durations", mean_durations)
     if frame_shift is not None:
         if not 0 < frame_shift < inf:
             raise ValueError(f"frame_shift: expected seconds above 0, got {frame_shift}")
@@ -119,6 +131,8 @@ def hierarchical(
         ValueError: shapes, rows that do not sum to one, or a unit of a single state that may follow itself, whose
         self-loop would not be the one stated.
 
+    Cost: O(N^2), or with `structured` O(N + U^2), O(N) without unit_transition.
+
     Example:
         >>> import hmm_functional as hf
         >>> found = hf.hierarchical([2, 1], [[0.5, 0.5], [1.0, 0.0]], self_loop=0.6)
@@ -141,31 +155,52 @@ def hierarchical(
     for p in stay:
         need_probability("self_loop", float(p))
     stay = np.broadcast_to(stay, (total,))
-    moves = np.eye(count, k=1) if unit_transition is None else _on_host("unit_transition", unit_transition, 2)
-    if moves.shape != (count, count):
-        raise ValueError(f"unit_transition: expected shape (U, U) = ({count}, {count}), got {moves.shape}")
-    is_row = (moves >= 0).all(1) & (np.abs(moves.sum(1) - 1.0) <= 1e-5)
-    if unit_transition is not None and not is_row.all():
-        u = int(np.argmin(is_row))
-        raise ValueError(f"unit_transition: expected rows of probabilities, row {u} sums to {moves[u].sum():.6g}")
-    is_stuck = (sizes == 1) & (np.diagonal(moves) > 0)
-    if is_stuck.any():
-        u = int(np.argmax(is_stuck))
-        raise ValueError(f"unit_transition: expected 0 for unit {u} after itself, it has one state, which may stay")
-    matrix = np.diag(stay) + np.diag((1.0 - stay)[:-1], k=1)
-    matrix[last] = 0.0
-    matrix[last[:, None], first] = (1.0 - stay[last])[:, None] * moves / np.maximum(moves.sum(1, keepdims=True), 1e-5)
-    matrix[last, last] += stay[last]
     if unit_transition is None:
-        matrix[-1, -1] = 1.0
-    transition = sparse_like(matrix, like) if structured else log_like(matrix, like)
+        stay = np.append(stay[:-1], 1.0)
+        befores, afters, shares = np.arange(count - 1), np.arange(1, count), np.ones(count - 1)
+    else:
+        befores, afters, shares = _unit_moves(unit_transition, sizes)
+    states = np.arange(total)
+    within = np.delete(states, last)
+    sources, targets = (
+        np.concatenate([states, within, last[befores]]),
+        np.concatenate([states, within + 1, first[afters]]),
+    )
+    p = np.concatenate([stay, 1.0 - stay[within], (1.0 - stay[last[befores]]) * shares])
+    kept = np.lexsort([targets, sources])
+    kept = kept[p[kept] > 0]
+    sources, targets, p = sources[kept], targets[kept], p[kept]
+    transition: Any
+    if structured:
+        transition = Sparse(log_like(p, like), sources, targets, total)
+    else:
+        matrix = np.zeros((total, total))
+        matrix[sources, targets] = p
+        transition = log_like(matrix, like)
     sample = transition.log_weights if structured else transition
     backend = backend_of(sample=sample)
     units = np.repeat(np.arange(count), sizes)
     return Hierarchy(transition, *(backend.asarray(x, like=sample) for x in (units, first, last)))
 
 
-def prosodic(log_transition: Any, features: Array, weights: Array) -> Any:
+def _unit_moves(unit_transition: Any, sizes: Any) -> tuple[Any, Any, Any]:
+    """Units before and after, and probabilities, of the moves between units of some sizes."""
+    moves, count = host_numbers("unit_transition", unit_transition, 2), len(sizes)
+    if moves.shape != (count, count):
+        raise ValueError(f"unit_transition: expected shape (U, U) = ({count}, {count}), got {moves.shape}")
+    is_row = (moves >= 0).all(1) & (np.abs(moves.sum(1) - 1.0) <= 1e-5)
+    if not is_row.all():
+        u = int(np.argmin(is_row))
+        raise ValueError(f"unit_transition: expected rows of probabilities, row {u} sums to {moves[u].sum():.6g}")
+    is_stuck = (sizes == 1) & (np.diagonal(moves) > 0)
+    if is_stuck.any():
+        u = int(np.argmax(is_stuck))
+        raise ValueError(f"unit_transition: expected 0 for unit {u} after itself, it has one state, which may stay")
+    befores, afters = np.nonzero(moves)
+    return befores, afters, (moves / moves.sum(1, keepdims=True))[befores, afters]
+
+
+def prosodic(log_transition: Any, features: Array, weights: Array, *, lengths: Any = None) -> Any:
     """Transitions that vary in time, states lasting longer or shorter as prosodic features of the frames say.
 
     The self-loop of slot t, from step t to t + 1, follows from the features of the step moved to,
@@ -179,13 +214,15 @@ def prosodic(log_transition: Any, features: Array, weights: Array) -> Any:
         log_transition: (K, K), or `Banded` or `Sparse` transitions, nats; (..., T-1, K, K) where they vary already.
         features: (..., T, F), such as F0, energy, boundary strength, best standardised.
         weights: (F,), or (K, F) of each state's own: change of the self-loop's log odds a unit.
+        lengths: (...) integers 1..T, the valid steps of right-padded sequences; padding is never read. Without, NaN in
+            it makes gradients NaN, whatever reads the result.
 
     Returns:
         (..., T-1, K, K), nats, rows of sum one, or the structure of the transition. Transitions that are certain or
         impossible stay so, absorbing states too.
 
     Raises:
-        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes.
+        TypeError: not floating-point arrays of one library, or a `LowRank`. ValueError: shapes, lengths outside 1..T.
 
     Gradient: of everything.
 
@@ -212,6 +249,7 @@ def prosodic(log_transition: Any, features: Array, weights: Array) -> Any:
     dim = features.shape[-1]
     if tuple(weights.shape) not in ((dim,), (count, dim)):
         raise ValueError(f"weights: expected shape ({dim},) or ({count}, {dim}), got {tuple(weights.shape)}")
+    features = without_padding(backend, features, lengths)
     structure = on_device(structure, backend, base)
     shift = features[..., 1:, :] @ xp.matrix_transpose(xp.broadcast_to(weights, (count, dim)))  # (..., T-1, K)
     if isinstance(structure, Dense):
@@ -252,9 +290,11 @@ def duration_constrained(
         more, without an end. With `log_final` the sequence ends in the last state, after a duration by its law.
 
     Raises:
-        ValueError: bounds out of order, or without any duration between them.
+        ValueError: bounds out of order, beyond log_duration, or without any duration between them.
 
     Gradient: of log_duration.
+
+    Cost: N is at most K D + 1; O(N^2), or with `structured` O(N), its edges.
 
     References: Ferguson 1980; Russell and Moore 1985.
 
@@ -271,18 +311,21 @@ def duration_constrained(
     if log_duration is None:
         if max_duration is None:
             raise ValueError("max_duration: expected steps, or log_duration")
-        longest = whole("max_duration", max_duration, num_states)
+        longest = need_integers_each("max_duration", max_duration, num_states)
         log_duration = log_like(np.ones((num_states, int(longest.max()))), like)
     else:
         backend = backend_of(log_duration=log_duration)
         need_floating("log_duration", backend.xp, log_duration)
         if log_duration.ndim not in (1, 2) or (log_duration.ndim == 2 and log_duration.shape[0] != num_states):
             raise ValueError(f"log_duration: expected (D,) or ({num_states}, D), got {tuple(log_duration.shape)}")
+        given = log_duration.shape[-1]
         if like is not None:
             log_duration = backend_of(like=like, log_duration=log_duration).xp.astype(log_duration, like.dtype)
         log_duration = backend.xp.broadcast_to(log_duration, (num_states, log_duration.shape[-1]))
-        longest = whole("max_duration", log_duration.shape[1] if max_duration is None else max_duration, num_states)
-    shortest = whole("min_duration", min_duration, num_states)
+        longest = need_integers_each("max_duration", given if max_duration is None else max_duration, num_states)
+        if longest.max() > given:
+            raise ValueError(f"max_duration: expected at most the {given} steps of log_duration, got {longest.max()}")
+    shortest = need_integers_each("min_duration", min_duration, num_states)
     if (shortest > longest).any():
         k = int(np.argmax(shortest > longest))
         raise ValueError(f"max_duration: expected at least min_duration, got {longest[k]} below {shortest[k]}")
@@ -302,12 +345,3 @@ def duration_constrained(
     final = xp.concat([rest[:-1], law[-1, :count], rest[:1]], axis=0)
     transition = chain.log_transition if structured else as_dense(chain.log_transition)
     return chain._replace(log_transition=transition, log_final=final)
-
-
-def _on_host(name: str, value: Any, rank: int = 1) -> Any:
-    """Numbers, an array or (nested) list, in float64 on the host."""
-    backend = find_backend(value)
-    found = np.asarray(value if backend is None else backend.to_numpy(value), dtype=np.float64)
-    if found.ndim != rank or not found.size:
-        raise ValueError(f"{name}: expected {'(N,)' if rank == 1 else '(N, N)'} numbers, got shape {found.shape}")
-    return found

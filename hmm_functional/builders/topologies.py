@@ -11,6 +11,9 @@ from .._check import need_count
 from ..backend import Array, backend_named, backend_of
 from ..transition import Banded, Sparse
 
+SUM_TOLERANCE = 1e-9
+"""By how much probabilities of a row may miss one, as sums of decimal fractions do."""
+
 
 def left_to_right(
     num_states: int,
@@ -27,7 +30,7 @@ def left_to_right(
         num_states: K.
         self_loop: probability of staying, in [0, 1].
         skip: probability of going on by two states, or probabilities of two, three and so on; with self_loop at most 1.
-            A state that has none to skip to adds it to its step.
+            A state that has none to skip to adds it to its step. Where they leave less than 1e-9 no step is possible.
         cyclic: whether the last states go on to the first ones; else the last state is absorbing.
         structured: return `Banded` instead of a dense matrix.
         like: an array whose library, dtype and device the result takes; default torch's defaults.
@@ -51,7 +54,7 @@ def left_to_right(
     skips = [skip] if isinstance(skip, int | float) else list(skip)
     for p in skips:
         need_probability("skip", p)
-    if self_loop + sum(skips) > 1:
+    if self_loop + sum(skips) > 1 + SUM_TOLERANCE:
         raise ValueError(f"skip: expected self_loop + skip at most 1, got {self_loop} + {skip}")
     skips = skips if any(skips) else []
     return forward_bands(
@@ -62,13 +65,19 @@ def left_to_right(
 def forward_bands(
     self_loop: Any, skips: Any, cyclic: bool, *, structured: bool = False, like: Array | None = None
 ) -> Any:
-    """A left-to-right model of probabilities on the host: (K,) of staying, (S, K) of going on by 2, ..., S + 1."""
+    """A left-to-right model of probabilities on the host: (K,) of staying, (S, K) of going on by 2, ..., S + 1.
+
+    Skips that leave less than SUM_TOLERANCE for a step, or too little by as much, take all that does not stay.
+    """
     num_states, most = len(self_loop), len(skips) + 1
     if cyclic and num_states <= most:
         raise ValueError(
             f"cyclic: expected more than {most} states, that many steps on is another one, got {num_states}"
         )
-    bands = np.stack([self_loop, 1.0 - self_loop - skips.sum(0), *skips])
+    skipped = skips.sum(0)
+    is_all = (skipped > 0) & (1.0 - self_loop - skipped < SUM_TOLERANCE)
+    skips = np.where(is_all, skips / np.where(is_all, skipped, 1.0) * (1.0 - self_loop), skips)
+    bands = np.stack([self_loop, np.where(is_all, 0.0, 1.0 - self_loop - skipped), *skips])
     offsets, is_out = np.arange(most + 1), np.arange(num_states) + np.arange(most + 1)[:, None] >= num_states
     if cyclic:
         bands = np.concatenate([bands * ~is_out, (bands * is_out)[1:]])

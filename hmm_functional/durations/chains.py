@@ -12,7 +12,7 @@ from .._types import ExpandedChain
 from ..backend import Array, Backend, backend_of
 from ..numerics import log_tail
 from ..structure import Dense, extend, gather
-from ..transition import Banded, LowRank, Sparse, arrays_of, canonical, host_integers
+from ..transition import Banded, LowRank, Sparse, arrays_of, canonical, need_integers_each
 
 FULLEST = 4
 """Bands are returned where they hold at most so many numbers for each way to go."""
@@ -45,6 +45,7 @@ def duration_chain(log_initial: Array, log_transition: Any, log_duration: Array)
 
     Cost: N is at most K D_max. A step of the chain costs its edges, O(K D_max) and one for each duration and change
     of state; `semi_markov_log_likelihood` costs O(K (D_max + K)), which is less where many states follow each other.
+    Made in time and memory of the edges, and O(K^2) for a dense transition.
 
     References: Ferguson 1980; Russell and Moore 1985; Johnson 2005.
 
@@ -103,7 +104,7 @@ def negative_binomial_chain(
     substates, at most that of the best segmentation. All sums over paths are exact.
 
     Cost: O(K max(min_duration, r)) substates; edges O(K r^2) and r for each change of state, or, for r up to
-    min_duration, two a substate.
+    min_duration, two a substate. Made in time and memory of these, and O(K^2) for a dense transition.
 
     References: Johnson and Willsky 2014 (negative binomial durations as chains).
 
@@ -126,7 +127,10 @@ def negative_binomial_chain(
         values = backend.to_numpy(probs)
         if not ((values >= 0) & (values < 1)).all():
             raise ValueError(f"probs: expected numbers in [0, 1), got {values.min():.6g}..{values.max():.6g}")
-    counts, shortest = whole("total_count", total_count, num_states), whole("min_duration", min_duration, num_states)
+    counts, shortest = (
+        need_integers_each("total_count", total_count, num_states),
+        need_integers_each("min_duration", min_duration, num_states),
+    )
     sizes = np.maximum(counts, shortest)
     firsts, graphs = np.cumsum(sizes) - sizes, [_stages(*pair) for pair in zip(counts, shortest, strict=True)]
     within, ends = (np.array([(k, *row) for k, graph in enumerate(graphs) for row in graph[part]]).T for part in (0, 1))
@@ -239,7 +243,11 @@ def expanded(backend: Backend, log_initial: Array, log_transition: Any, phases: 
     befores, afters, moves = _moves(log_initial, log_transition, len(phases.sizes))
     firsts, owners = phases.firsts, phases.states[phases.ends]
     # every end of a segment with every way on from its state
-    end, move = np.nonzero(owners[:, None] == befores[None, :])
+    num_moves = np.bincount(befores, minlength=len(firsts))
+    order, counts = np.argsort(befores, kind="stable"), num_moves[owners]
+    end = np.repeat(np.arange(len(owners)), counts)
+    skipped = np.cumsum(num_moves)[owners] - np.cumsum(counts)  # moves of states before, less pairs of ends before
+    move = order[np.arange(len(end)) + skipped[end]]
     sources = np.concatenate([phases.sources, phases.ends[end]])
     targets = np.concatenate([phases.targets, firsts[afters[move]]])
 
@@ -309,18 +317,6 @@ def _need_states(backend: Backend, log_initial: Array) -> int:
     if log_initial.ndim != 1 or not log_initial.shape[0]:
         raise ValueError(f"log_initial: expected shape (K,), got {tuple(log_initial.shape)}")
     return int(log_initial.shape[0])
-
-
-def whole(name: str, value: Any, num_states: int) -> Any:
-    """Known integers from 1, (K,) on the host, of one for all or one for each state."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = [value]
-    found = host_integers(name, value)
-    if len(found) not in (1, num_states):
-        raise ValueError(f"{name}: expected one integer or {num_states}, got {len(found)}")
-    if found.min() < 1:
-        raise ValueError(f"{name}: expected integers of at least 1, got {found.min()}")
-    return np.broadcast_to(found, (num_states,))
 
 
 def _is_known(backend: Backend, x: Array) -> bool:
