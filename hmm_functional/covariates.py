@@ -11,6 +11,7 @@ from .backend import Array, Backend, backend_of
 from .chain import without_padding
 from .edges import on_device
 from .emissions.constraints import held, need_at_least
+from .emissions.density import in_one_dtype
 from .emissions.moments import wide
 from .numerics import log_normalize, multiply, solve_semidefinite
 from .structure import WORKSPACE, Dense
@@ -102,6 +103,7 @@ def logistic_transitions(inputs: Array, weights: Array, biases: Any, *, lengths:
     (slopes,) = canonical(with_weights(biases, xp.permute_dims(weights, (weights.ndim - 1, *range(weights.ndim - 1)))))[
         1
     ]  # (P, *base)
+    inputs, slopes, base = in_one_dtype(backend, inputs=inputs, weights=slopes, biases=base)
     moved = inputs[..., 1:, :] @ xp.reshape(slopes, (slopes.shape[0], prod(base.shape)))
     scores = xp.reshape(moved, (*moved.shape[:-1], *base.shape)) + base
     found = normalize_rows(backend, structure, scores)
@@ -141,7 +143,7 @@ def maximize_logistic_transitions(
     nothing about: inputs that depend on each other, or what is common to all weights of a row. Where transitions are
     perfectly separated by the inputs there is no maximum: the search stops where a step promises less than 1e-11 nats a
     transition, which is at odds of about 1e11, or with a ridge at its maximum. A state that is never expected keeps its
-    own.
+    own, but for what a ridge takes.
 
     Raises:
         TypeError: not floating-point arrays of one library. ValueError: shapes, a negative ridge.

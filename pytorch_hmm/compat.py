@@ -159,6 +159,9 @@ def create_prosody_aware_transitions(
     if f0_contour.ndim != 1 or f0_contour.shape != energy_contour.shape:
         shapes = tuple(f0_contour.shape), tuple(energy_contour.shape)
         raise ValueError(f"f0_contour, energy_contour: expected shape (T,), got {shapes[0]} and {shapes[1]}")
+    for name, contour in (("f0_contour", f0_contour), ("energy_contour", energy_contour)):
+        if not contour.is_floating_point() or not contour.isfinite().all():
+            raise ValueError(f"{name}: expected finite floating-point numbers; interpolate F0 where there is no voice")
     f0, energy = _standardised(f0_contour), _standardised(energy_contour)
     features = torch.stack([torch.diff(f0, prepend=f0[:1]), energy], -1)
     base = hf.left_to_right(num_states, self_loop=self_loop_prob, like=features)

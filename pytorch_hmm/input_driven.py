@@ -310,11 +310,11 @@ class InputDrivenHMM(EmissionHMM):
         need_frames("x", x, self.emission.law.frame_shape)
         need_frames("context", context, (self.context_dim,))
         shape = (*x.shape[: x.ndim - rank], self.context_dim)
-        if tuple(context.shape) not in (shape, shape[-2:]):
-            raise ValueError(f"context: expected shape {shape}, as x, or {shape[-2:]}, got {tuple(context.shape)}")
-        own = x if rank else x[..., None]
-        context = widened(context)
-        return torch.cat([own if own.is_floating_point() else own.to(context.dtype), context.expand(shape)], -1)
+        if tuple(context.shape) != shape:
+            raise ValueError(f"context: expected shape {shape}, frames as x has them, got {tuple(context.shape)}")
+        own, context = x if rank else x[..., None], widened(context)
+        dtype = torch.promote_types(own.dtype, context.dtype)
+        return torch.cat([own.to(dtype), context.to(dtype)], -1)
 
     def _inputs(self, x: Tensor) -> Tensor:
         """Inputs (..., T, P) of joined observations."""

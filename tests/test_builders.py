@@ -333,3 +333,11 @@ def test_errors(name):
     make, words = ERRORS[name]
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_prosody_has_to_be_known():
+    f0 = torch.tensor([1.0, float("nan"), 2.0])
+    with pytest.raises(ValueError, match="f0_contour: expected finite floating-point numbers"):
+        pytorch_hmm.create_prosody_aware_transitions(f0, torch.zeros(3), 2)
+    with pytest.raises(ValueError, match="energy_contour: expected finite"):
+        pytorch_hmm.create_prosody_aware_transitions(torch.zeros(3), torch.zeros(3, dtype=torch.int64), 2)

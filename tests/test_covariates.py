@@ -319,8 +319,6 @@ def test_likelihood_is_the_sum_over_paths():
         np.testing.assert_allclose(model(x, context=context)[b].item(), np.logaddexp.reduce(terms), rtol=1e-12)
     alone = model(x[0], context=context[0])
     torch.testing.assert_close(alone, model(x, context=context)[0])
-    shared = model(x, context=context[0])
-    torch.testing.assert_close(shared[1], model(x[1], context=context[0]))
 
 
 def test_em_is_monotone_and_ends_where_the_gradient_vanishes():
@@ -538,3 +536,25 @@ def _lagged():
     from pytorch_hmm import LinearRegressionEmission
 
     return LinearRegressionEmission(2, 1, num_lags=1)
+
+
+def test_dtypes_promote():
+    torch.manual_seed(0)
+    model = InputDrivenHMM(3, GaussianEmission(3, obs_dim=2), 2, transition_weights=torch.randn(3, 3, 2))
+    x, context = torch.randn(2, 20, 2), torch.randn(2, 20, 2)
+    wanted = model(x, context=context)
+    for data, inputs in ((x.double(), context.double()), (x, context.double()), (x.double(), context)):
+        torch.testing.assert_close(
+            model(data, context=inputs), wanted.double(), rtol=1e-5, atol=1e-5, check_dtype=False
+        )
+    report = model.fit(x.double(), context=context.double(), method="gradient", num_iterations=2, tolerance=0)
+    assert report.history[-1] > report.history[0]
+    found = hf.logistic_transitions(context.double(), model.transition_weights, model.log_transition)
+    assert found.dtype == torch.float64
+    assert hf.prosodic(hf.left_to_right(3), context.double(), torch.zeros(2)).dtype == torch.float64
+
+
+def test_a_context_of_each_sequence_is_no_context_of_each_frame():
+    model = InputDrivenHMM(2, GaussianEmission(2, obs_dim=1), 1)
+    with pytest.raises(ValueError, match=r"context: expected shape \(4, 4, 1\)"):
+        model(torch.randn(4, 4, 1), context=torch.randn(4, 1))

@@ -14,6 +14,7 @@ from ..backend import Array, backend_of
 from ..chain import without_padding
 from ..durations.chains import expanded, hazards
 from ..edges import on_device
+from ..emissions.density import in_one_dtype
 from ..numerics import log_normalize
 from ..structure import Dense, gather
 from ..transition import (
@@ -251,6 +252,7 @@ def prosodic(log_transition: Any, features: Array, weights: Array, *, lengths: A
         raise ValueError(f"weights: expected shape ({dim},) or ({count}, {dim}), got {tuple(weights.shape)}")
     features = without_padding(backend, features, lengths)
     structure = on_device(structure, backend, base)
+    features, weights, base = in_one_dtype(backend, features=features, weights=weights, log_transition=base)
     shift = features[..., 1:, :] @ xp.matrix_transpose(xp.broadcast_to(weights, (count, dim)))  # (..., T-1, K)
     if isinstance(structure, Dense):
         every = backend.arange(count, like=base)
