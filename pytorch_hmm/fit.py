@@ -269,7 +269,7 @@ class Descent:
                     if p.grad is not None:
                         p.grad.copy_(sum_of_processes(p.grad) / count.to(p.grad))
                 optimiser.step()
-                total -= float(sum_of_processes(loss.detach().double()))
+                total -= float(sum_of_processes(_wide(loss)))
             history.append(total + self.log_prior())
             if history[-1] > best:
                 best, state = history[-1], before
@@ -326,8 +326,9 @@ class Descent:
             inputs = batch.inputs or {}
             posteriors, likelihood = self._model.forward_backward(batch.x, batch.lengths, **inputs)
             weights = torch.ones_like(likelihood) if batch.weights is None else batch.weights.to(likelihood)
-            total += float((likelihood.double() * weights).sum())
-            found = (posteriors.double().sum(-2) * weights[..., None]).flatten(0, -2).sum(0)
+            total += float((_wide(likelihood) * weights).sum())
+            found = _wide(posteriors).sum(-2) * weights[..., None]
+            found = found.reshape(-1, found.shape[-1]).sum(0)
             occupied[: len(found)] += found.cpu()
         self._model.train(is_training)
         history.append(float(sum_of_processes(torch.tensor(total, dtype=torch.float64))))

@@ -284,6 +284,15 @@ def test_fit_takes_tensors_lists_and_loaders():
         NeuralHMM(2, 1, 2, 4).fit(x, context=context, num_iterations=2, tolerance=1e-9)
 
 
+def test_fit_takes_one_sequence_alone():
+    torch.manual_seed(0)
+    x = torch.randn(30, 1)
+    model = NeuralHMM(2, 1)
+    report = model.fit(x, num_iterations=1, tolerance=0)
+    assert report.log_likelihood == pytest.approx(float(model(x).detach()), rel=1e-5)
+    assert report.dead_states == []
+
+
 def test_weights_and_utterances_of_an_encoder_are_learned():
     x, _, lengths = utterances()
     torch.manual_seed(0)
