@@ -12,6 +12,7 @@ from torch import Tensor
 from ._check import first, lengths_like, need_frames
 
 if TYPE_CHECKING:
+    from .conditional import ConditionalHMM
     from .hmm import BaseHMM
     from .trainable import TrainableHMM
 
@@ -196,6 +197,8 @@ class Source:
         for name, values in (inputs or {}).items():
             if values is not None and len(values) != len(data):
                 raise ValueError(f"{name}: expected {len(data)}, one for each sequence, got {len(values)}")
+        if inputs:
+            inputs = cast("ConditionalHMM", self._model)._of_parts(inputs, [len(x) for x in data])
         order = sorted(range(len(data)), key=lambda i: -len(data[i]))
         found, start = [], 0
         while start < len(order):

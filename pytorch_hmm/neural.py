@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ unless there is an end, which it would give away |
 
     Every method takes by name what the model is conditioned on, `forward` the context also by position: `context`; with
     `state_dim` (left_to_right alone) `state_context` (..., K, E), and `state_lengths` (...), how many of these each
-    utterance has, default all. Such states share one free law and one row of `log_transition`.
+    utterance has, default all (in a list for `fit` its own). Such states share one free law and one row of `log_transition`.
     The move from frame t to t+1 is made by f_t.
 
     Networks may run under autocast; densities and recursions run in float32 or wider. Training keeps O(B T (K + H))
@@ -98,6 +99,7 @@ unless there is an end, which it would give away |
         torch.Size([2, 50])
     """
 
+    _frame_inputs: ClassVar[dict[str, int]] = {"context": 1}
     centre: Tensor
     scale: Tensor
 
@@ -428,6 +430,17 @@ unless there is an end, which it would give away |
         is_counted = steps < ends[..., None] if self.has_end else is_inner
         places = (self.laws_of(states) * 2 + goes_on)[is_counted]
         return torch.bincount(places, minlength=2 * self.emission.num_laws).reshape(-1, 2)
+
+    def _of_parts(self, inputs: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+        inputs = super()._of_parts(inputs, lengths)
+        if self.state_dim is None or inputs.get("state_context") is None:
+            return inputs
+        counts = [len(states) for states in inputs["state_context"]]
+        given = inputs.get("state_lengths")
+        for i, (count, end) in enumerate(zip(counts, counts if given is None else given, strict=True)):
+            if end > count:
+                raise ValueError(f"state_lengths[{i}]: expected at most the {count} states of its own, got {int(end)}")
+        return inputs if given is not None else {**inputs, "state_lengths": counts}
 
     def _num_states_of(self, batch: Batch) -> Tensor | None:
         if self.state_dim is None:

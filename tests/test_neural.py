@@ -293,6 +293,38 @@ def test_fit_takes_one_sequence_alone():
     assert report.dead_states == []
 
 
+def test_utterances_of_a_list_have_states_of_their_own():
+    torch.manual_seed(0)
+    x, states = [torch.randn(n, 1) for n in (20, 12, 16)], [torch.randn(n, 3) for n in (7, 4, 5)]
+    model = NeuralHMM(9, 1, None, 4, topology="left_to_right", state_dim=3)
+    report = model.fit(x, state_context=states, num_iterations=2, tolerance=0)
+    alone = [float(model(a, state_context=y).detach()) for a, y in zip(x, states, strict=True)]
+    assert report.log_likelihood == pytest.approx(sum(alone), rel=1e-5)
+    options = {"num_iterations": 0, "init": "keep"}
+    fewer = model.fit(x, state_context=states, state_lengths=[2, 2, 2], **options)
+    alone = [float(model(a, state_context=y[:2]).detach()) for a, y in zip(x, states, strict=True)]
+    assert fewer.log_likelihood == pytest.approx(sum(alone), rel=1e-5)
+    with pytest.raises(ValueError, match=r"state_lengths\[1\]: expected at most the 4 states of its own, got 5"):
+        model.fit(x, state_context=states, state_lengths=[7, 5, 5], **options)
+
+
+def test_contexts_of_a_list_are_as_long_as_their_sequences():
+    x = [torch.randn(n, 1) for n in (12, 9)]
+    model = NeuralHMM(2, 1, 3, 4)
+    options = {"num_iterations": 0, "tolerance": 0}
+    with pytest.raises(ValueError, match=r"context\[1\]: expected one for each of 9 frames, got shape \(5, 3\)"):
+        model.fit(x, context=[torch.randn(12, 3), torch.randn(5, 3)], **options)
+    with pytest.raises(ValueError, match=r"context\[1\]: expected one a sequence, as the first, got shape \(9, 3\)"):
+        model.fit(x, context=[torch.randn(3), torch.randn(9, 3)], **options)
+    model.fit(x, context=[torch.randn(3), torch.randn(3)], **options)
+    phonemes = ContextualNeuralHMM(2, 1, 5, prosody_dim=2, hidden_dim=4)
+    given = {"phonemes": [torch.ones(12).long(), torch.ones(5).long()], "prosody": [torch.randn(2), torch.randn(2)]}
+    with pytest.raises(ValueError, match=r"phonemes\[1\]: expected one for each of 9 frames, got shape \(5,\)"):
+        phonemes.fit(x, **given, **options)
+    given["phonemes"][1] = torch.ones(9).long()
+    phonemes.fit(x, **given, **options)
+
+
 def test_weights_and_utterances_of_an_encoder_are_learned():
     x, _, lengths = utterances()
     torch.manual_seed(0)
