@@ -106,19 +106,28 @@ class Source:
             return None
         return sum(prod(batch.x.shape[: batch.x.ndim - self._rank]) for batch in self._batches)
 
-    def sequences(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Sequences without padding, (T_i, *frame), and their labels, of as many batches as LARGEST_BATCH holds."""
+    def first_batches(self) -> Iterator[Batch]:
+        """As many as LARGEST_BATCH holds, and one at least."""
         size = 0
         for batch in self:
-            shape = batch.x.shape[: batch.x.ndim - self._rank]
-            flat = batch.x.reshape(-1, *batch.x.shape[len(shape) - 1 :])
-            labels = None if batch.labels is None else batch.labels.reshape(-1, shape[-1])
-            ends = [shape[-1]] * len(flat) if batch.lengths is None else batch.lengths.reshape(-1).tolist()
-            for i, end in enumerate(ends):
-                yield flat[i, :end], None if labels is None else labels[i, :end]
+            yield batch
             size += batch.x.numel()
             if size > LARGEST_BATCH:
                 return
+
+    def apart(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Sequences without padding, (T_i, *frame), and their labels."""
+        shape = batch.x.shape[: batch.x.ndim - self._rank]
+        flat = batch.x.reshape(-1, *batch.x.shape[len(shape) - 1 :])
+        labels = None if batch.labels is None else batch.labels.reshape(-1, shape[-1])
+        ends = [shape[-1]] * len(flat) if batch.lengths is None else batch.lengths.reshape(-1).tolist()
+        for i, end in enumerate(ends):
+            yield flat[i, :end], None if labels is None else labels[i, :end]
+
+    def sequences(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The same of the first batches."""
+        for batch in self.first_batches():
+            yield from self.apart(batch)
 
     def frames(self) -> Iterator[Tensor]:
         """The same sequences alone."""

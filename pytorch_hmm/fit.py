@@ -170,15 +170,20 @@ def descend(
     _need_options(generator, num_iterations, tolerance, init=(init, ("kmeans", "keep")))
     source = Source(model, data, lengths, sample_weights, None, inputs)
     if init != "keep":
-        x, ends = padded(list(source.frames()))
-        counts = [count for batch in source if (count := model._num_states_of(batch)) is not None]
-        known = torch.cat(counts)[: len(x)] if counts else None
+        sequences: list[Tensor] = []
+        counts: list[Tensor] = []
+        for batch in source.first_batches():  # in one pass: a loader may shuffle
+            sequences += [x for x, _ in source.apart(batch)]
+            if (found := model._num_states_of(batch)) is not None:
+                counts.append(found)
+        x, ends = padded(sequences)
+        known = torch.cat(counts) if counts else None
         model.initialize_from_data(x, ends, state_lengths=known, generator=generator)
     _as_the_first(model)
     run = Descent(model, source, num_iterations, tolerance, callbacks, progress)
-    found = run.by_gradient(learning_rate)
+    end = run.by_gradient(learning_rate)
     run.close()
-    report = FitReport(found.history, found.stopped, time.perf_counter() - started, found.dead_states)
+    report = FitReport(end.history, end.stopped, time.perf_counter() - started, end.dead_states)
     _warn_unless_converged(report, num_iterations, tolerance)
     return report
 
@@ -254,7 +259,6 @@ class Descent:
         if not weights:
             raise ValueError("method: expected something to learn, everything is frozen or not learnable")
         optimiser = torch.optim.Adam(weights, lr=rate)
-        shares = sum(1 for _ in self._source) * num_processes()
         history: list[float] = []
         stopped, best, state = "num_iterations", -inf, {}
         for iteration in range(self._num_iterations):
@@ -263,7 +267,7 @@ class Descent:
             for batch in self._source:
                 optimiser.zero_grad()
                 loss, frames = self._loss(batch)
-                (loss - self._live_prior() / shares).backward()
+                (loss - self._live_prior()).backward()
                 count = sum_of_processes(torch.tensor(float(frames), dtype=torch.float64))
                 for p in weights:
                     if p.grad is not None:
@@ -296,7 +300,7 @@ class Descent:
         return 0.0
 
     def _live_prior(self) -> Any:
-        """The same, differentiable."""
+        """A batch's share of the same, differentiable."""
         return 0.0
 
     def _weights(self) -> list[torch.nn.Parameter]:
@@ -356,6 +360,7 @@ class Training(Descent):
     """Training of a model with a family by any method; models whose chain is another kind have one of their own."""
 
     _model: TrainableHMM
+    _shares: int | None = None
 
     def __init__(
         self,
@@ -580,8 +585,10 @@ class Training(Descent):
         return [p for p in super()._weights() if id(p) not in held]
 
     def _live_prior(self) -> Any:
-        """log density of the module's parameters before any data, differentiable."""
-        return self._prior_of(self._live())
+        """A batch's share of the log density of the module's parameters before any data, differentiable."""
+        if self._shares is None:
+            self._shares = sum(1 for _ in self._source) * num_processes()
+        return self._prior_of(self._live()) / self._shares
 
     @torch.no_grad()
     def log_prior(self) -> float:

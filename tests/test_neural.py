@@ -308,6 +308,34 @@ def test_utterances_of_a_list_have_states_of_their_own():
         model.fit(x, state_context=states, state_lengths=[7, 5, 5], **options)
 
 
+def test_a_start_pairs_utterances_and_states_of_a_loader_that_shuffles(monkeypatch):
+    counts = [1, 2, 3, 4, 5, 6]
+    passes = []
+
+    class Shuffled:
+        """Another order each time."""
+
+        def __iter__(self):
+            passes.append(len(passes))
+            for n in counts[len(passes) :] + counts[: len(passes)]:
+                yield torch.randn(3 * n, 1), None, {"state_context": torch.randn(n, 2)}
+
+    torch.manual_seed(0)
+    model = NeuralHMM(6, 1, None, 4, topology="left_to_right", state_dim=2)
+    begin, given = model.initialize_from_data, []
+
+    def spy(x, ends, *, state_lengths=None, generator=None):
+        given.append((ends, state_lengths))
+        return begin(x, ends, state_lengths=state_lengths, generator=generator)
+
+    monkeypatch.setattr(model, "initialize_from_data", spy)
+    model.fit(Shuffled(), num_iterations=0, tolerance=0)
+    ((ends, found),) = given
+    assert ends.tolist() == [3 * n for n in found.tolist()]
+    assert sorted(found.tolist()) == counts
+    assert len(passes) == 2  # for the start, and the end
+
+
 def test_contexts_of_a_list_are_as_long_as_their_sequences():
     x = [torch.randn(n, 1) for n in (12, 9)]
     model = NeuralHMM(2, 1, 3, 4)
