@@ -147,7 +147,7 @@ class ConditionalHMM(BaseHMM):
             return function(**arguments)
 
     def _of_parts(self, inputs: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
-        """Inputs of a list of sequences of these lengths, before they are padded: checked, and what follows from them."""
+        """Inputs of a list of sequences of these lengths, not yet padded: checked, and what follows from them."""
         for name, rank in self._frame_inputs.items():
             if inputs.get(name) is None:
                 continue

@@ -43,7 +43,8 @@ class Source:
     Args:
         data: a tensor (..., T, *frame); a list of tensors (T_i, *frame); or anything that gives batches each time it is
             iterated over, as a DataLoader does: tensors, or tuples (x, lengths).
-        inputs: what else the model's methods take, by name: tensors beside a tensor, lists beside a list.
+        inputs: what else the model's methods take, by name: tensors beside a tensor, lists beside a list; None where
+            they take nothing else, and batches may have none.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Source:
         inputs: dict[str, Any] | None = None,
     ) -> None:
         self._model = model
+        self._takes_inputs = inputs is not None
         self._batches: list[Batch] | None = None
         if isinstance(data, Tensor):
             shape = tuple(data.shape[: data.ndim - self._rank])
@@ -170,6 +172,11 @@ class Source:
         inputs: dict[str, Any] | None = None,
     ) -> Batch:
         need_frames("data", x, self._model.frame_shape)
+        if inputs and not self._takes_inputs:
+            kind = type(self._model).__name__
+            raise ValueError(
+                f"data: expected batches without inputs, fit of {kind} takes none, got {', '.join(inputs)}"
+            )
         if labels is not None:
             labels = checked_labels(labels, lengths, tuple(x.shape[: x.ndim - self._rank]), self._model.num_states)
         if lengths is not None:

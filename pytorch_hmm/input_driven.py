@@ -130,7 +130,8 @@ class InputDrivenHMM(EmissionHMM):
         log_transition: (K, K), log p(z_{t+1} given z_t) at inputs of zero.
 
     Methods take the inputs as `context` (..., T, P), of the batch of x, or (T, P) for all sequences alike. Those of
-    step 0 and of padding are not used. Without `context`, x holds them beside the observations, (..., T, D + P), as
+    step 0 and of padding are not used: a move takes the inputs of the step moved to, where a `NeuralHMM` takes what is
+    beside the frame moved from. Without `context`, x holds them beside the observations, (..., T, D + P), as
     batches for `fit` do. Inputs are always known: `missing` speaks of observations alone.
 
     What is added to all weights of a row and an input changes nothing; `fix("transition_weights", ...)` can make one

@@ -24,6 +24,12 @@ from pytorch_hmm import (
     NotConverged,
     StreamingHMMProcessor,
     StudentTHMM,
+    pseudo_residuals,
+    select_num_states,
+    standard_errors,
+    to_dynamax,
+    to_hmmlearn,
+    to_pomegranate,
 )
 
 
@@ -554,6 +560,14 @@ BAD = {
         lambda: NeuralHMM(2, 1, topology="left_to_right", transition=[[0.5, 0.5], [0.0, 1.0]]),
         "topology: expected either topology or transition",
     ),
+    "initial": (
+        lambda: NeuralHMM(3, 1, state_dim=2, topology="left_to_right", initial=[0.0, 0.5, 0.5]),
+        "initial: expected None with state_dim",
+    ),
+    "shared row": (
+        lambda: setattr(NeuralHMM(4, 1, state_dim=2, topology="left_to_right"), "transition", [[0.5, 0.5]] * 4),
+        r"transition: expected shape \(1 row that all states share, 2\) = \(1, 2\), got \(4, 2\)",
+    ),
     "degrees": (lambda: NeuralHMM(2, 1).fix("degrees_of_freedom"), "name: expected one of 'log_initial'"),
 }
 
@@ -579,6 +593,8 @@ def test_calls_that_do_not_fit():
     for error, inputs, message in cases:
         with pytest.raises(error, match=message):
             model(x, **inputs)
+    with pytest.raises(TypeError, match="autoregressive: expected an integer, got float"):
+        NeuralHMM(2, 1, autoregressive=2.7)
     with pytest.raises(ValueError, match="context: expected None without context_dim"):
         NeuralHMM(2, 1)(x, context=context)
     with pytest.raises(AttributeError, match="expected density='student_t'"):
@@ -626,6 +642,26 @@ def test_fits_that_do_not_fit():
         model.fit(list(x), context=[context[0]])
     with pytest.raises(ValueError, match="context: expected None with batches"):
         model.fit([(x, None)], context=context)
+    for batch in ((x, None, {"context": context}), Batch(x, inputs={"context": context})):
+        for method in ("em", "gradient"):
+            with pytest.raises(
+                ValueError, match="data: expected batches without inputs, fit of GaussianHMM takes none"
+            ):
+                GaussianHMM(2, 1).fit([batch], method=method)
     short = NeuralHMM(6, 1, topology="left_to_right")
     with pytest.raises(ValueError, match="data: a sequence is impossible under the model"):
         short.fit(x)
+
+
+def test_what_takes_observations_alone_names_the_model():
+    x, model = torch.randn(6, 1), NeuralHMM(2, 1)
+    for error, call in (
+        (NotImplementedError, lambda: pseudo_residuals(model, x)),
+        (TypeError, lambda: standard_errors(model, x)),
+        (TypeError, lambda: select_num_states(lambda k: NeuralHMM(k, 1), [x, x], [1, 2])),
+        (TypeError, lambda: to_hmmlearn(model)),
+        (TypeError, lambda: to_dynamax(model)),
+        (TypeError, lambda: to_pomegranate(model)),
+    ):
+        with pytest.raises(error, match="NeuralHMM"):
+            call()
