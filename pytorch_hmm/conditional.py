@@ -115,7 +115,8 @@ class ConditionalHMM(BaseHMM):
 
         Returns:
             `FitReport`: the log-likelihood of each pass, summed over its batches as they came, and at the end; the
-            best is kept.
+            best is kept. With dropout each pass begins with one more, without gradients, for the likelihood of the
+            whole networks: it is what the history holds, what convergence is seen by and what is kept.
 
         Raises, Warns: as `TrainableHMM.fit`.
 

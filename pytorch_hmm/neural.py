@@ -56,7 +56,7 @@ class NeuralHMM(ConditionalHMM):
         density: "gaussian" or "student_t", diagonal.
         state_dim: E, where states are no fixed set but come with each utterance, as vectors of an encoder; see below.
         variance_floor: least variance of what a network makes, in shares of `scale` squared.
-        dropout: of pre-nets, in training; likelihoods are then those of the thinned network.
+        dropout: of pre-nets, in training; likelihoods are then of the thinned network, but those that `fit` reports.
         options: `initial` (not with `state_dim`), `transition` (probabilities), `self_loop`, `learnable`, `missing`, as
             `BaseHMM`; missing="nan" takes whole frames as unobserved, and does not go with `autoregressive`.
 

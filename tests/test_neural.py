@@ -375,6 +375,30 @@ def test_weights_and_utterances_of_an_encoder_are_learned():
     assert report.log_likelihood == pytest.approx(float(model(x, lengths, **inputs)[:6].sum().detach()), rel=1e-5)
 
 
+def test_the_history_is_that_of_whole_networks():
+    """With dropout, too, each entry is what the model scores in eval mode before the pass, and the best is kept."""
+    x, context, lengths = utterances()
+    torch.manual_seed(0)
+    model = shaken(NeuralHMM(2, 1, 2, 8, autoregressive=True, dropout=0.5))
+    seen = []
+
+    def note(progress):
+        progress.model.eval()
+        seen.append(float(progress.model(x, lengths, context).detach().sum()))
+        progress.model.train()
+
+    model.initialize_from_data(x, lengths)
+    shaken(model)
+    options = {"num_iterations": 6, "tolerance": 0, "learning_rate": 0.3, "init": "keep"}
+    report = model.fit(x, lengths, context=context, callbacks=[note], **options)
+    assert model.training
+    np.testing.assert_allclose(report.history[1:6], seen[:5], rtol=1e-5)
+    model.eval()
+    kept = float(model(x, lengths, context).detach().sum())
+    assert kept == pytest.approx(max(*report.history, *seen), rel=1e-5)
+    assert report.log_likelihood == pytest.approx(kept, rel=1e-5)
+
+
 def test_a_start_is_that_of_the_parts():
     torch.manual_seed(0)
     x = torch.cat([torch.full((6, 1), 10.0), torch.full((6, 1), 30.0)]) + 0.1 * torch.randn(12, 1)
