@@ -64,8 +64,8 @@ def pseudo_residuals(
     if kind not in ("ordinary", "forecast"):
         raise ValueError(f"kind: expected 'ordinary' or 'forecast', got {kind!r}")
     if model._is_conditional:
-        kind = type(model).__name__
-        raise NotImplementedError(f"model: residuals of a model that depends on inputs, {kind}, are not known here")
+        name = type(model).__name__
+        raise NotImplementedError(f"model: residuals of a model that depends on inputs, {name}, are not known here")
     if model._duration_family() is not None:
         raise NotImplementedError("model: pseudo-residuals of semi-Markov models are not known here")
     if kind == "ordinary" and model.emission.num_lags:

@@ -31,6 +31,7 @@ from pytorch_hmm import (
     to_hmmlearn,
     to_pomegranate,
 )
+from pytorch_hmm.networks import join
 
 
 def shaken(model, size=0.3, seed=0):
@@ -552,6 +553,12 @@ MEMORY = """
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     print(peak() - before)
 """
+
+
+def test_one_part_alone_is_not_copied():
+    past = torch.randn(2, 5, 3)
+    assert join(torch.zeros(1, 0), past).data_ptr() == past.data_ptr()
+    assert join(torch.zeros(1, 0)).shape == (1, 0)
 
 
 def test_training_keeps_nothing_for_each_state_and_feature():
