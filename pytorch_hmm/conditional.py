@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import log
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class ConditionalHMM(BaseHMM):
     _is_conditional = True
     _has_own_states = True
     """Whether states are the same in all sequences."""
+    _frame_inputs: ClassVar[dict[str, int]] = {}
+    """Inputs that may be one a frame, by name, and the axes of one."""
 
     @abstractmethod
     def chain_arguments(self, x: Tensor, lengths: Any = None, **inputs: Any) -> dict[str, Any]:
@@ -113,7 +115,8 @@ class ConditionalHMM(BaseHMM):
 
         Returns:
             `FitReport`: the log-likelihood of each pass, summed over its batches as they came, and at the end; the
-            best is kept.
+            best is kept. With dropout each pass begins with one more, without gradients, for the likelihood of the
+            whole networks: it is what the history holds, what convergence is seen by and what is kept.
 
         Raises, Warns: as `TrainableHMM.fit`.
 
@@ -143,6 +146,19 @@ class ConditionalHMM(BaseHMM):
         arguments = self.chain_arguments(x, lengths, **inputs)
         with full_precision(arguments["log_emission"]):
             return function(**arguments)
+
+    def _of_parts(self, inputs: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+        """Inputs of a list of sequences of these lengths, not yet padded: checked, and what follows from them."""
+        for name, rank in self._frame_inputs.items():
+            if inputs.get(name) is None:
+                continue
+            shapes = [tuple(torch.as_tensor(value).shape) for value in inputs[name]]
+            is_by_frame = len(shapes[0]) > rank
+            for i, (shape, length) in enumerate(zip(shapes, lengths, strict=True)):
+                if len(shape) != rank + is_by_frame or (is_by_frame and shape[0] != length):
+                    words = f"one for each of {length} frames" if is_by_frame else "one a sequence, as the first"
+                    raise ValueError(f"{name}[{i}]: expected {words}, got shape {shape}")
+        return inputs
 
     def _num_states_of(self, batch: Batch) -> Tensor | None:
         """How many states each of the sequences has, (N,); None where all have as many."""

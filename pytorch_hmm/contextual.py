@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -38,6 +38,8 @@ class ContextualNeuralHMM(NeuralHMM):
         >>> hmm(x, [50, 31], phonemes=phonemes, linguistic=torch.randn(2, 6), prosody=torch.randn(2, 50, 2)).shape
         torch.Size([2])
     """
+
+    _frame_inputs: ClassVar[dict[str, int]] = {"phonemes": 0, "linguistic": 1, "prosody": 1}
 
     def __init__(
         self,

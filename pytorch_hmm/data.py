@@ -12,6 +12,7 @@ from torch import Tensor
 from ._check import first, lengths_like, need_frames
 
 if TYPE_CHECKING:
+    from .conditional import ConditionalHMM
     from .hmm import BaseHMM
     from .trainable import TrainableHMM
 
@@ -42,7 +43,8 @@ class Source:
     Args:
         data: a tensor (..., T, *frame); a list of tensors (T_i, *frame); or anything that gives batches each time it is
             iterated over, as a DataLoader does: tensors, or tuples (x, lengths).
-        inputs: what else the model's methods take, by name: tensors beside a tensor, lists beside a list.
+        inputs: what else the model's methods take, by name: tensors beside a tensor, lists beside a list; None where
+            they take nothing else, and batches may have none.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Source:
         inputs: dict[str, Any] | None = None,
     ) -> None:
         self._model = model
+        self._takes_inputs = inputs is not None
         self._batches: list[Batch] | None = None
         if isinstance(data, Tensor):
             shape = tuple(data.shape[: data.ndim - self._rank])
@@ -105,19 +108,28 @@ class Source:
             return None
         return sum(prod(batch.x.shape[: batch.x.ndim - self._rank]) for batch in self._batches)
 
-    def sequences(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Sequences without padding, (T_i, *frame), and their labels, of as many batches as LARGEST_BATCH holds."""
+    def first_batches(self) -> Iterator[Batch]:
+        """As many as LARGEST_BATCH holds, and one at least."""
         size = 0
         for batch in self:
-            shape = batch.x.shape[: batch.x.ndim - self._rank]
-            flat = batch.x.reshape(-1, *batch.x.shape[len(shape) - 1 :])
-            labels = None if batch.labels is None else batch.labels.reshape(-1, shape[-1])
-            ends = [shape[-1]] * len(flat) if batch.lengths is None else batch.lengths.reshape(-1).tolist()
-            for i, end in enumerate(ends):
-                yield flat[i, :end], None if labels is None else labels[i, :end]
+            yield batch
             size += batch.x.numel()
             if size > LARGEST_BATCH:
                 return
+
+    def apart(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Sequences without padding, (T_i, *frame), and their labels."""
+        shape = batch.x.shape[: batch.x.ndim - self._rank]
+        flat = batch.x.reshape(-1, *batch.x.shape[len(shape) - 1 :])
+        labels = None if batch.labels is None else batch.labels.reshape(-1, shape[-1])
+        ends = [shape[-1]] * len(flat) if batch.lengths is None else batch.lengths.reshape(-1).tolist()
+        for i, end in enumerate(ends):
+            yield flat[i, :end], None if labels is None else labels[i, :end]
+
+    def sequences(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The same of the first batches."""
+        for batch in self.first_batches():
+            yield from self.apart(batch)
 
     def frames(self) -> Iterator[Tensor]:
         """The same sequences alone."""
@@ -160,6 +172,11 @@ class Source:
         inputs: dict[str, Any] | None = None,
     ) -> Batch:
         need_frames("data", x, self._model.frame_shape)
+        if inputs and not self._takes_inputs:
+            kind = type(self._model).__name__
+            raise ValueError(
+                f"data: expected batches without inputs, fit of {kind} takes none, got {', '.join(inputs)}"
+            )
         if labels is not None:
             labels = checked_labels(labels, lengths, tuple(x.shape[: x.ndim - self._rank]), self._model.num_states)
         if lengths is not None:
@@ -196,6 +213,8 @@ class Source:
         for name, values in (inputs or {}).items():
             if values is not None and len(values) != len(data):
                 raise ValueError(f"{name}: expected {len(data)}, one for each sequence, got {len(values)}")
+        if inputs:
+            inputs = cast("ConditionalHMM", self._model)._of_parts(inputs, [len(x) for x in data])
         order = sorted(range(len(data)), key=lambda i: -len(data[i]))
         found, start = [], 0
         while start < len(order):

@@ -6,13 +6,15 @@ import copy
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from hmm_functional import learning
 from hmm_functional._check import need_count
@@ -176,15 +178,20 @@ def descend(
     _need_options(generator, num_iterations, tolerance, init=(init, ("kmeans", "keep")))
     source = Source(model, data, lengths, sample_weights, None, inputs)
     if init != "keep":
-        x, ends = padded(list(source.frames()))
-        counts = [count for batch in source if (count := model._num_states_of(batch)) is not None]
-        known = torch.cat(counts)[: len(x)] if counts else None
+        sequences: list[Tensor] = []
+        counts: list[Tensor] = []
+        for batch in source.first_batches():  # in one pass: a loader may shuffle
+            sequences += [x for x, _ in source.apart(batch)]
+            if (found := model._num_states_of(batch)) is not None:
+                counts.append(found)
+        x, ends = padded(sequences)
+        known = torch.cat(counts) if counts else None
         model.initialize_from_data(x, ends, state_lengths=known, generator=generator)
     _as_the_first(model)
     run = Descent(model, source, num_iterations, tolerance, callbacks, progress)
-    found = run.by_gradient(learning_rate)
+    end = run.by_gradient(learning_rate)
     run.close()
-    report = FitReport(found.history, found.stopped, time.perf_counter() - started, found.dead_states)
+    report = FitReport(end.history, end.stopped, time.perf_counter() - started, end.dead_states)
     _warn_unless_converged(report, num_iterations, tolerance)
     return report
 
@@ -263,27 +270,32 @@ class Descent:
         self._bar = _bar(num_iterations) if progress else None
 
     def by_gradient(self, rate: float) -> Trained:
-        """Adam on -log p(data) a frame; each iteration a pass over the batches."""
+        """Adam on -log p(data) a frame; each iteration a pass over the batches.
+
+        Where modules drop out, what the steps come from are likelihoods of thinned networks: then each iteration begins
+        with another pass, without gradients, that scores the whole ones, so that all of the history is alike.
+        """
         weights = self._weights()
         if not weights:
             raise ValueError("method: expected something to learn, everything is frozen or not learnable")
         optimiser = torch.optim.Adam(weights, lr=rate)
-        shares = sum(1 for _ in self._source) * num_processes()
         history: list[float] = []
         stopped, best, state = "num_iterations", -inf, {}
+        is_thinned = _is_thinned(self._model)
         for iteration in range(self._num_iterations):
-            total = 0.0
+            total = self._value() if is_thinned else 0.0
             before = {name: value.clone() for name, value in self._model.state_dict().items()}
             for batch in self._source:
                 optimiser.zero_grad()
                 loss, frames = self._loss(batch)
-                (loss - self._live_prior() / shares).backward()
+                (loss - self._live_prior()).backward()
                 count = sum_of_processes(torch.tensor(float(frames), dtype=torch.float64))
                 for p in weights:
                     if p.grad is not None:
                         p.grad.copy_(sum_of_processes(p.grad) / count.to(p.grad))
                 optimiser.step()
-                total -= float(sum_of_processes(loss.detach().double()))
+                if not is_thinned:
+                    total -= float(sum_of_processes(_wide(loss)))
             history.append(total + self.log_prior())
             if history[-1] > best:
                 best, state = history[-1], before
@@ -310,7 +322,7 @@ class Descent:
         return 0.0
 
     def _live_prior(self) -> Any:
-        """The same, differentiable."""
+        """A batch's share of the same, differentiable."""
         return 0.0
 
     def _weights(self) -> list[torch.nn.Parameter]:
@@ -331,19 +343,24 @@ class Descent:
         return loss, self._model._num_frames(batch.x, batch.lengths)
 
     @torch.no_grad()
+    def _value(self) -> float:
+        """log p(data), weighted, of whole networks."""
+        with _whole(self._model):
+            return -sum(float(sum_of_processes(_wide(self._loss(batch)[0]))) for batch in self._source)
+
+    @torch.no_grad()
     def _end(self, history: list[float], stopped: str) -> Trained:
         """What became of the model that is at hand."""
         total, occupied = 0.0, torch.zeros(self._model.num_states, dtype=torch.float64)
-        is_training = self._model.training
-        self._model.eval()
-        for batch in self._source:
-            inputs = batch.inputs or {}
-            posteriors, likelihood = self._model.forward_backward(batch.x, batch.lengths, **inputs)
-            weights = torch.ones_like(likelihood) if batch.weights is None else batch.weights.to(likelihood)
-            total += float((likelihood.double() * weights).sum())
-            found = (posteriors.double().sum(-2) * weights[..., None]).flatten(0, -2).sum(0)
-            occupied[: len(found)] += found.cpu()
-        self._model.train(is_training)
+        with _whole(self._model):
+            for batch in self._source:
+                inputs = batch.inputs or {}
+                posteriors, likelihood = self._model.forward_backward(batch.x, batch.lengths, **inputs)
+                weights = torch.ones_like(likelihood) if batch.weights is None else batch.weights.to(likelihood)
+                total += float((_wide(likelihood) * weights).sum())
+                found = _wide(posteriors).sum(-2) * weights[..., None]
+                found = found.reshape(-1, found.shape[-1]).sum(0)
+                occupied[: len(found)] += found.cpu()
         history.append(float(sum_of_processes(torch.tensor(total, dtype=torch.float64))))
         occupied = sum_of_processes(occupied)
         return self._ended(history, stopped, occupied if self._model._has_own_states else occupied.new_empty(0))
@@ -369,6 +386,7 @@ class Training(Descent):
     """Training of a model with a family by any method; models whose chain is another kind have one of their own."""
 
     _model: TrainableHMM
+    _shares: int | None = None
 
     def __init__(
         self,
@@ -590,8 +608,10 @@ class Training(Descent):
         return [p for p in super()._weights() if id(p) not in held]
 
     def _live_prior(self) -> Any:
-        """log density of the module's parameters before any data, differentiable."""
-        return self._prior_of(self._live())
+        """A batch's share of the log density of the module's parameters before any data, differentiable."""
+        if self._shares is None:
+            self._shares = sum(1 for _ in self._source) * num_processes()
+        return self._prior_of(self._live()) / self._shares
 
     @torch.no_grad()
     def log_prior(self) -> float:
@@ -641,6 +661,26 @@ class Online:
 def _wide(x: Tensor) -> Tensor:
     """float64 where the device has it."""
     return x.detach() if x.device.type == "mps" else x.detach().double()
+
+
+@contextmanager
+def _whole(model: torch.nn.Module) -> Iterator[None]:
+    """Nothing drops out; each module has its own mode again behind it."""
+    modes = [(one, one.training) for one in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for one, mode in modes:
+            one.training = mode
+
+
+def _is_thinned(model: torch.nn.Module) -> bool:
+    """Whether modules of torch in it drop out, in the mode that it is in."""
+    parts = [one for one in model.modules() if one.training]
+    shares = [one.p for one in parts if isinstance(one, _DropoutNd)]
+    shares += [one.dropout for one in parts if isinstance(one, torch.nn.RNNBase | torch.nn.MultiheadAttention)]
+    return any(share > 0 for share in shares)
 
 
 def _as_the_first(model: BaseHMM) -> None:

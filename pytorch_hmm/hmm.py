@@ -30,6 +30,19 @@ class ChainFunctions(NamedTuple):
     viterbi: Callable[..., Any]
 
 
+class Read(NamedTuple):
+    """Checked observations, and where they are."""
+
+    x: Tensor
+    """(..., T, *frame_shape)"""
+    steps: Tensor
+    """(..., T) integers 0..T-1"""
+    ends: Tensor
+    """(...), the lengths"""
+    is_read: Tensor
+    """(..., T): neither padding nor unobserved."""
+
+
 class ChainOptions(TypedDict, total=False):
     """Keyword arguments that every HMM module takes; `BaseHMM` says what they mean."""
 
@@ -230,7 +243,7 @@ class BaseHMM(AssignableModule, ABC):
     def _chain_start(
         self, initial: Any, transition: Any, topology: Topology | None, self_loop: float | None
     ) -> tuple[Tensor, Tensor]:
-        """Checked log p(z_0) and log transition, float64, and the latter's shape in letters."""
+        """Checked log p(z_0) and log transition, float64."""
         return chain_start(self.num_states, initial, transition, topology, self_loop)
 
     def _criterion(self, weight: float, log_likelihood: Tensor) -> Tensor:
@@ -301,6 +314,19 @@ class BaseHMM(AssignableModule, ABC):
         self._check(name, torch.where(x.isnan(), blank, x) if self._marginalizes else x, is_read, remedy)
         x = torch.where(is_read.reshape(*shape, *[1] * rank), x, blank)
         return self._cast(x), lengths, is_missing
+
+    def _read(self, x: Tensor, lengths: Any) -> Read:
+        """Observations to start from; one frame at least is observed."""
+        x, lengths, is_missing = self._prepare(x, lengths)
+        shape = x.shape[: x.ndim - len(self.frame_shape)]
+        steps = torch.arange(shape[-1], device=x.device).expand(shape)
+        ends = torch.full(shape[:-1], shape[-1], device=x.device) if lengths is None else lengths
+        is_read = steps < ends[..., None]
+        if is_missing is not None:
+            is_read = is_read & ~is_missing
+        if not is_read.any():
+            raise ValueError("x: expected at least one observed frame, got none")
+        return Read(x, steps, ends, is_read)
 
     def _blank(self) -> Any:
         """What stands for frames that are not read."""

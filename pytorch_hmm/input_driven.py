@@ -129,8 +129,9 @@ class InputDrivenHMM(EmissionHMM):
     Attributes:
         log_transition: (K, K), log p(z_{t+1} given z_t) at inputs of zero.
 
-    Methods take the inputs as `context` (..., T, P), of the batch of x, or (T, P) for all sequences alike. Those of
-    step 0 and of padding are not used. Without `context`, x holds them beside the observations, (..., T, D + P), as
+    Methods take the inputs as `context` (..., T, P), frames as x has them. Those of
+    step 0 and of padding are not used: a move takes the inputs of the step moved to, where a `NeuralHMM` takes what is
+    beside the frame moved from. Without `context`, x holds them beside the observations, (..., T, D + P), as
     batches for `fit` do. Inputs are always known: `missing` speaks of observations alone.
 
     The move from step t to t+1 reads the inputs of t+1, the step moved to, as input-output HMMs do. In depmixS4

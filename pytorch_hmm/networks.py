@@ -274,7 +274,8 @@ def join(*parts: Tensor | None) -> Tensor:
     """Parts (..., T or 1, P), whose other axes broadcast, side by side."""
     given = [x for x in parts if x is not None]
     shape = np.broadcast_shapes(*(x.shape[:-1] for x in given))
-    return torch.cat([x.expand(*shape, -1) for x in given], -1)
+    wide = [x.expand(*shape, -1) for x in given if x.shape[-1]] or [given[0].expand(*shape, -1)]
+    return wide[0] if len(wide) == 1 else torch.cat(wide, -1)  # no copy of one alone, which would be kept for gradients
 
 
 def _prenet(past_dim: int, hidden_dim: int, dropout: float) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ class NeuralHMM(ConditionalHMM):
 
     f_t is what is known beside frame t: the context and, with `autoregressive`, frames before it; never frame t. Each
     network has outputs of its own for every state. They start at 0, where the model is that of its free parameters
-    `log_initial`, `log_transition`, `means`, `covariances`; without networks ("constant") it is a `GaussianHMM`.
+    `log_initial`, `log_transition`, `means`, `covariances`, but for the variance_floor * scale^2 that an emission
+    network adds even there; without networks ("constant") it is a `GaussianHMM`.
 
     Args:
         num_states: K; with `state_dim` the most that an utterance may have.
@@ -54,9 +56,9 @@ class NeuralHMM(ConditionalHMM):
         density: "gaussian" or "student_t", diagonal.
         state_dim: E, where states are no fixed set but come with each utterance, as vectors of an encoder; see below.
         variance_floor: least variance of what a network makes, in shares of `scale` squared.
-        dropout: of pre-nets, in training; likelihoods are then those of the thinned network.
-        options: `initial`, `transition` (probabilities), `self_loop`, `learnable`, `missing`, as `BaseHMM`;
-            missing="nan" takes whole frames as unobserved, and does not go with `autoregressive`.
+        dropout: of pre-nets, in training; likelihoods are then of the thinned network, but those that `fit` reports.
+        options: `initial` (not with `state_dim`), `transition` (probabilities), `self_loop`, `learnable`, `missing`, as
+            `BaseHMM`; missing="nan" takes whole frames as unobserved, and does not go with `autoregressive`.
 
     Attributes:
         centre, scale: buffers (D,): networks see past frames as (x - centre) / scale, zeros before the first, and move
@@ -71,7 +73,7 @@ class NeuralHMM(ConditionalHMM):
     | "linear" | W_k f_t, f_t = [context, x_{t-1}]: logistic regression of moves, linear of means and log variances |
     | "mlp" | W tanh(a(f_t) + b_k), a of two layers; past frames through a pre-net of two |
     | "gru" | the same behind GRUs over the context and over the pre-net; that of the context reads backwards, too, \
-unless there is an end, which it would give away |
+unless there is an end, which it would give away; a context of the whole sequence is one step to it |
     | module | what it makes of frames (..., T, C + lags * D), and of state vectors (..., K, E) where there are any |
 
     A module gives (..., T, K, O), with O = K logits, or 2 for [stay, go on]; of emissions D shifts, or D shifts and D
@@ -80,8 +82,10 @@ unless there is an end, which it would give away |
 
     Every method takes by name what the model is conditioned on, `forward` the context also by position: `context`; with
     `state_dim` (left_to_right alone) `state_context` (..., K, E), and `state_lengths` (...), how many of these each
-    utterance has, default all. Such states share one free law and one row of `log_transition`.
-    The move from frame t to t+1 is made by f_t, of the frame moved from; in `InputDrivenHMM` by the inputs of t+1.
+    utterance has, default all (in a list for `fit` its own). Such states share one free law and one row of
+    `log_transition`.
+    The move from frame t to t+1 is made by f_t, what is known beside the frame moved from; `InputDrivenHMM` and
+    `hf.logistic_transitions` take the inputs of the step moved to, as Bengio and Frasconi do.
 
     Networks may run under autocast; densities and recursions run in float32 or wider. Training keeps O(B T (K + H))
     numbers: what is (B, T, K, H) or (B, T, K, D) is made in pieces of the time axis, and again for gradients.
@@ -98,6 +102,7 @@ unless there is an end, which it would give away |
         torch.Size([2, 50])
     """
 
+    _frame_inputs: ClassVar[dict[str, int]] = {"context": 1}
     centre: Tensor
     scale: Tensor
 
@@ -124,6 +129,10 @@ unless there is an end, which it would give away |
         for name, value in (("has_end", self.has_end), ("state_dim", state_dim)):
             if value and not is_forward:
                 raise ValueError(f"{name}: expected topology='left_to_right' with it, got {self.topology!r}")
+        if state_dim is not None and options.get("initial") is not None:
+            raise ValueError(
+                "initial: expected None with state_dim, whose utterances start in the first of their states"
+            )
         if density not in _LAWS:
             raise ValueError(f"density: expected 'gaussian' or 'student_t', got {density!r}")
         for name, share, most in (("variance_floor", variance_floor, torch.inf), ("dropout", dropout, 1.0)):
@@ -132,7 +141,8 @@ unless there is an end, which it would give away |
         self.context_dim = None if context_dim is None else need_count("context_dim", context_dim, 1)
         self.state_dim = None if state_dim is None else need_count("state_dim", state_dim, 1)
         self.hidden_dim = need_count("hidden_dim", hidden_dim, 1)
-        self.num_lags = need_count("autoregressive", int(autoregressive), 0)
+        lags = int(autoregressive) if isinstance(autoregressive, bool) else autoregressive
+        self.num_lags = need_count("autoregressive", lags, 0)
         if self.num_lags and options.get("missing") == "nan":
             raise ValueError("missing: expected 'raise' with autoregressive: a frame's density needs those before it")
         self.density, self.variance_floor, self.dropout = density, float(variance_floor), float(dropout)
@@ -242,16 +252,9 @@ unless there is an end, which it would give away |
         Returns:
             The module itself.
         """
-        x, lengths, is_missing = self._prepare(x, lengths)
+        x, steps, ends, is_read = self._read(x, lengths)
         rng = torch.default_generator if generator is None else generator
-        shape = x.shape[:-1]
-        steps = torch.arange(shape[-1], device=x.device).expand(shape)
-        ends = torch.full(shape[:-1], shape[-1], device=x.device) if lengths is None else lengths
-        is_read = steps < ends[..., None]
-        if is_missing is not None:
-            is_read = is_read & ~is_missing
-        if not is_read.any():
-            raise ValueError("x: expected at least one observed frame, got none")
+        shape = steps.shape
         frames = x[is_read].double()
         deviations = frames.std(0, correction=0)
         self.centre.copy_(frames.mean(0))
@@ -418,7 +421,10 @@ unless there is an end, which it would give away |
         return start, moves
 
     def _make_moves(self, start: Tensor) -> LogProbabilities:
-        return LogProbabilities(start, "(K, 2)" if self.topology == "left_to_right" else "(K, K)", self.learnable)
+        words = "(K, K)" if self.topology != "left_to_right" else "(K, 2)"
+        if self.state_dim is not None:
+            words = "(1 row that all states share, 2)"
+        return LogProbabilities(start, words, self.learnable)
 
     def _count_moves(self, states: Tensor, ends: Tensor) -> Tensor:
         """How often paths (..., T) stay in each state and go on from it, (K, 2), or (1, 2) with `state_dim`."""
@@ -428,6 +434,17 @@ unless there is an end, which it would give away |
         is_counted = steps < ends[..., None] if self.has_end else is_inner
         places = (self.laws_of(states) * 2 + goes_on)[is_counted]
         return torch.bincount(places, minlength=2 * self.emission.num_laws).reshape(-1, 2)
+
+    def _of_parts(self, inputs: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+        inputs = super()._of_parts(inputs, lengths)
+        if self.state_dim is None or inputs.get("state_context") is None:
+            return inputs
+        counts = [len(states) for states in inputs["state_context"]]
+        given = inputs.get("state_lengths")
+        for i, (count, end) in enumerate(zip(counts, counts if given is None else given, strict=True)):
+            if end > count:
+                raise ValueError(f"state_lengths[{i}]: expected at most the {count} states of its own, got {int(end)}")
+        return inputs if given is not None else {**inputs, "state_lengths": counts}
 
     def _num_states_of(self, batch: Batch) -> Tensor | None:
         if self.state_dim is None:

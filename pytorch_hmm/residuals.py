@@ -63,12 +63,13 @@ def pseudo_residuals(
     """
     if kind not in ("ordinary", "forecast"):
         raise ValueError(f"kind: expected 'ordinary' or 'forecast', got {kind!r}")
+    if model._is_conditional:
+        name = type(model).__name__
+        raise NotImplementedError(f"model: residuals of a model that depends on inputs, {name}, are not known here")
     if model._duration_family() is not None:
         raise NotImplementedError("model: pseudo-residuals of semi-Markov models are not known here")
     if kind == "ordinary" and model.emission.num_lags:
         raise NotImplementedError("kind: 'ordinary' residuals of emissions with lags are not known; take 'forecast'")
-    if model._is_conditional:
-        raise NotImplementedError("model: residuals of transitions that depend on inputs are not known")
     with full_precision(model.log_initial):
         x, lengths, is_missing = model._prepare(x, lengths)
         emission = model._emission_log_prob(x)

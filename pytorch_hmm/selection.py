@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hmm_functional._check import need_count
 
+from .conditional import ConditionalHMM
 from .data import padded
 from .fit import NotConverged
 from .initialize import best_names
@@ -50,7 +51,8 @@ def select_num_states(
         options: for `fit`.
 
     Raises:
-        ValueError: no candidates, fewer than two sequences to cross-validate with, or an unknown criterion.
+        TypeError: a `NeuralHMM`. ValueError: no candidates, fewer than two sequences to cross-validate with, or an
+        unknown criterion.
 
     Example:
         >>> from pytorch_hmm import GaussianHMM
@@ -79,7 +81,16 @@ def select_num_states(
     return Selection(best(scores, key=lambda k: scores[k]), scores)
 
 
+def _need_own(name: str, model: Any) -> None:
+    """Raise for models that take inputs by name, and have weights of networks."""
+    if isinstance(model, ConditionalHMM):
+        raise TypeError(
+            f"{name}: expected a model of observations alone, {type(model).__name__} depends on inputs or networks"
+        )
+
+
 def _fitted(model: EmissionHMM, sequences: Sequence[Tensor], generator: Any, options: dict[str, Any]) -> EmissionHMM:
+    _need_own("make", model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConverged)
         model.fit(list(sequences), generator=generator, **options)
@@ -150,7 +161,8 @@ def standard_errors(model: EmissionHMM, x: Tensor, lengths: Any = None) -> dict[
         the parameter. Where the data hold no information, as at probabilities of 0 or 1, an error of 0 is given.
 
     Raises:
-        ValueError: the log-likelihood curves upwards in some direction: the model is not at a maximum.
+        TypeError: a `NeuralHMM`. ValueError: the log-likelihood curves upwards in some direction: the model is not at a
+        maximum.
 
     Cost: one forward and backward pass for each of P parameters, O(P^3) besides.
 
@@ -164,6 +176,7 @@ def standard_errors(model: EmissionHMM, x: Tensor, lengths: Any = None) -> dict[
         >>> standard_errors(hmm, x)["means"]
         tensor([[0.5000]], dtype=torch.float64)
     """
+    _need_own("model", model)
     reader = _Reader(copy.deepcopy(model).double())
     x = x.double() if x.is_floating_point() else x
     weights = {name: p.detach() for name, p in reader.named_parameters() if p.requires_grad}

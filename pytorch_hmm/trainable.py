@@ -125,19 +125,11 @@ class TrainableHMM(BaseHMM):
         label: Callable[..., Tensor],
         labels: Tensor | None = None,
     ) -> Self:
-        x, lengths, is_missing = self._prepare(x, lengths)
+        x, steps, ends, is_read = self._read(x, lengths)
         rng = torch.default_generator if generator is None else generator
-        rank = len(self.frame_shape)
-        shape = x.shape[: x.ndim - rank]
-        steps = torch.arange(shape[-1], device=x.device).expand(shape)
-        ends = torch.full(shape[:-1], shape[-1], device=x.device) if lengths is None else lengths
-        is_read = steps < ends[..., None]
-        if is_missing is not None:
-            is_read = is_read & ~is_missing
-        if not is_read.any():
-            raise ValueError("x: expected at least one observed frame, got none")
+        shape = steps.shape
         if labels is not None:
-            labels = checked_labels(labels, lengths, tuple(shape), self.num_states).where(is_read, -1)
+            labels = checked_labels(labels, ends, tuple(shape), self.num_states).where(is_read, -1)
         frames = _completed(self.emission.context(x)[is_read], rng)
         is_allowed = self.transition_distribution.is_allowed
         if self.num_states > 1 and not is_allowed.tril(-1).any():

@@ -24,7 +24,14 @@ from pytorch_hmm import (
     NotConverged,
     StreamingHMMProcessor,
     StudentTHMM,
+    pseudo_residuals,
+    select_num_states,
+    standard_errors,
+    to_dynamax,
+    to_hmmlearn,
+    to_pomegranate,
 )
+from pytorch_hmm.networks import join
 
 
 def shaken(model, size=0.3, seed=0):
@@ -284,6 +291,75 @@ def test_fit_takes_tensors_lists_and_loaders():
         NeuralHMM(2, 1, 2, 4).fit(x, context=context, num_iterations=2, tolerance=1e-9)
 
 
+def test_fit_takes_one_sequence_alone():
+    torch.manual_seed(0)
+    x = torch.randn(30, 1)
+    model = NeuralHMM(2, 1)
+    report = model.fit(x, num_iterations=1, tolerance=0)
+    assert report.log_likelihood == pytest.approx(float(model(x).detach()), rel=1e-5)
+    assert report.dead_states == []
+
+
+def test_utterances_of_a_list_have_states_of_their_own():
+    torch.manual_seed(0)
+    x, states = [torch.randn(n, 1) for n in (20, 12, 16)], [torch.randn(n, 3) for n in (7, 4, 5)]
+    model = NeuralHMM(9, 1, None, 4, topology="left_to_right", state_dim=3)
+    report = model.fit(x, state_context=states, num_iterations=2, tolerance=0)
+    alone = [float(model(a, state_context=y).detach()) for a, y in zip(x, states, strict=True)]
+    assert report.log_likelihood == pytest.approx(sum(alone), rel=1e-5)
+    options = {"num_iterations": 0, "init": "keep"}
+    fewer = model.fit(x, state_context=states, state_lengths=[2, 2, 2], **options)
+    alone = [float(model(a, state_context=y[:2]).detach()) for a, y in zip(x, states, strict=True)]
+    assert fewer.log_likelihood == pytest.approx(sum(alone), rel=1e-5)
+    with pytest.raises(ValueError, match=r"state_lengths\[1\]: expected at most the 4 states of its own, got 5"):
+        model.fit(x, state_context=states, state_lengths=[7, 5, 5], **options)
+
+
+def test_a_start_pairs_utterances_and_states_of_a_loader_that_shuffles(monkeypatch):
+    counts = [1, 2, 3, 4, 5, 6]
+    passes = []
+
+    class Shuffled:
+        """Another order each time."""
+
+        def __iter__(self):
+            passes.append(len(passes))
+            for n in counts[len(passes) :] + counts[: len(passes)]:
+                yield torch.randn(3 * n, 1), None, {"state_context": torch.randn(n, 2)}
+
+    torch.manual_seed(0)
+    model = NeuralHMM(6, 1, None, 4, topology="left_to_right", state_dim=2)
+    begin, given = model.initialize_from_data, []
+
+    def spy(x, ends, *, state_lengths=None, generator=None):
+        given.append((ends, state_lengths))
+        return begin(x, ends, state_lengths=state_lengths, generator=generator)
+
+    monkeypatch.setattr(model, "initialize_from_data", spy)
+    model.fit(Shuffled(), num_iterations=0, tolerance=0)
+    ((ends, found),) = given
+    assert ends.tolist() == [3 * n for n in found.tolist()]
+    assert sorted(found.tolist()) == counts
+    assert len(passes) == 2  # for the start, and the end
+
+
+def test_contexts_of_a_list_are_as_long_as_their_sequences():
+    x = [torch.randn(n, 1) for n in (12, 9)]
+    model = NeuralHMM(2, 1, 3, 4)
+    options = {"num_iterations": 0, "tolerance": 0}
+    with pytest.raises(ValueError, match=r"context\[1\]: expected one for each of 9 frames, got shape \(5, 3\)"):
+        model.fit(x, context=[torch.randn(12, 3), torch.randn(5, 3)], **options)
+    with pytest.raises(ValueError, match=r"context\[1\]: expected one a sequence, as the first, got shape \(9, 3\)"):
+        model.fit(x, context=[torch.randn(3), torch.randn(9, 3)], **options)
+    model.fit(x, context=[torch.randn(3), torch.randn(3)], **options)
+    phonemes = ContextualNeuralHMM(2, 1, 5, prosody_dim=2, hidden_dim=4)
+    given = {"phonemes": [torch.ones(12).long(), torch.ones(5).long()], "prosody": [torch.randn(2), torch.randn(2)]}
+    with pytest.raises(ValueError, match=r"phonemes\[1\]: expected one for each of 9 frames, got shape \(5,\)"):
+        phonemes.fit(x, **given, **options)
+    given["phonemes"][1] = torch.ones(9).long()
+    phonemes.fit(x, **given, **options)
+
+
 def test_weights_and_utterances_of_an_encoder_are_learned():
     x, _, lengths = utterances()
     torch.manual_seed(0)
@@ -298,6 +374,30 @@ def test_weights_and_utterances_of_an_encoder_are_learned():
     report = model.fit(x, lengths, sample_weights=weights, **inputs, **options)
     assert report.history[-1] > report.history[0]
     assert report.log_likelihood == pytest.approx(float(model(x, lengths, **inputs)[:6].sum().detach()), rel=1e-5)
+
+
+def test_the_history_is_that_of_whole_networks():
+    """With dropout, too, each entry is what the model scores in eval mode before the pass, and the best is kept."""
+    x, context, lengths = utterances()
+    torch.manual_seed(0)
+    model = shaken(NeuralHMM(2, 1, 2, 8, autoregressive=True, dropout=0.5))
+    seen = []
+
+    def note(progress):
+        progress.model.eval()
+        seen.append(float(progress.model(x, lengths, context).detach().sum()))
+        progress.model.train()
+
+    model.initialize_from_data(x, lengths)
+    shaken(model)
+    options = {"num_iterations": 6, "tolerance": 0, "learning_rate": 0.3, "init": "keep"}
+    report = model.fit(x, lengths, context=context, callbacks=[note], **options)
+    assert model.training
+    np.testing.assert_allclose(report.history[1:6], seen[:5], rtol=1e-5)
+    model.eval()
+    kept = float(model(x, lengths, context).detach().sum())
+    assert kept == pytest.approx(max(*report.history, *seen), rel=1e-5)
+    assert report.log_likelihood == pytest.approx(kept, rel=1e-5)
 
 
 def test_a_start_is_that_of_the_parts():
@@ -455,6 +555,12 @@ MEMORY = """
 """
 
 
+def test_one_part_alone_is_not_copied():
+    past = torch.randn(2, 5, 3)
+    assert join(torch.zeros(1, 0), past).data_ptr() == past.data_ptr()
+    assert join(torch.zeros(1, 0)).shape == (1, 0)
+
+
 def test_training_keeps_nothing_for_each_state_and_feature():
     """One array of frames, states and hidden numbers has 33 MB, and the whole needs a dozen of them."""
     array = 8 * 400 * 40 * 64 * 4
@@ -485,6 +591,14 @@ BAD = {
         lambda: NeuralHMM(2, 1, topology="left_to_right", transition=[[0.5, 0.5], [0.0, 1.0]]),
         "topology: expected either topology or transition",
     ),
+    "initial": (
+        lambda: NeuralHMM(3, 1, state_dim=2, topology="left_to_right", initial=[0.0, 0.5, 0.5]),
+        "initial: expected None with state_dim",
+    ),
+    "shared row": (
+        lambda: setattr(NeuralHMM(4, 1, state_dim=2, topology="left_to_right"), "transition", [[0.5, 0.5]] * 4),
+        r"transition: expected shape \(1 row that all states share, 2\) = \(1, 2\), got \(4, 2\)",
+    ),
     "degrees": (lambda: NeuralHMM(2, 1).fix("degrees_of_freedom"), "name: expected one of 'log_initial'"),
 }
 
@@ -510,6 +624,8 @@ def test_calls_that_do_not_fit():
     for error, inputs, message in cases:
         with pytest.raises(error, match=message):
             model(x, **inputs)
+    with pytest.raises(TypeError, match="autoregressive: expected an integer, got float"):
+        NeuralHMM(2, 1, autoregressive=2.7)
     with pytest.raises(ValueError, match="context: expected None without context_dim"):
         NeuralHMM(2, 1)(x, context=context)
     with pytest.raises(AttributeError, match="expected density='student_t'"):
@@ -557,6 +673,26 @@ def test_fits_that_do_not_fit():
         model.fit(list(x), context=[context[0]])
     with pytest.raises(ValueError, match="context: expected None with batches"):
         model.fit([(x, None)], context=context)
+    for batch in ((x, None, {"context": context}), Batch(x, inputs={"context": context})):
+        for method in ("em", "gradient"):
+            with pytest.raises(
+                ValueError, match="data: expected batches without inputs, fit of GaussianHMM takes none"
+            ):
+                GaussianHMM(2, 1).fit([batch], method=method)
     short = NeuralHMM(6, 1, topology="left_to_right")
     with pytest.raises(ValueError, match="data: a sequence is impossible under the model"):
         short.fit(x)
+
+
+def test_what_takes_observations_alone_names_the_model():
+    x, model = torch.randn(6, 1), NeuralHMM(2, 1)
+    for error, call in (
+        (NotImplementedError, lambda: pseudo_residuals(model, x)),
+        (TypeError, lambda: standard_errors(model, x)),
+        (TypeError, lambda: select_num_states(lambda k: NeuralHMM(k, 1), [x, x], [1, 2])),
+        (TypeError, lambda: to_hmmlearn(model)),
+        (TypeError, lambda: to_dynamax(model)),
+        (TypeError, lambda: to_pomegranate(model)),
+    ):
+        with pytest.raises(error, match="NeuralHMM"):
+            call()

@@ -95,12 +95,12 @@ def to_dynamax(model: EmissionHMM) -> tuple[Any, Any]:
     Raises:
         TypeError: a module that dynamax has no class for. ValueError: covariances that it has no form for.
     """
+    model = untied(model)
     import dynamax.hidden_markov_model as peer
     import jax.numpy as jnp
     from dynamax.hidden_markov_model.models.initial import ParamsStandardHMMInitialState
     from dynamax.hidden_markov_model.models.transitions import ParamsStandardHMMTransitions
 
-    model = untied(model)
     sizes: tuple[int, ...]
     if isinstance(model, GaussianHMM | MixtureGaussianHMM):
         is_mixture, form = isinstance(model, MixtureGaussianHMM), model.covariance_type

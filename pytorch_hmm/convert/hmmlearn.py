@@ -61,9 +61,9 @@ def to_hmmlearn(model: EmissionHMM) -> Any:
     Raises:
         TypeError: a module that hmmlearn has no class for. ValueError: covariances that it has no form for.
     """
+    model = untied(model)
     from hmmlearn import hmm
 
-    model = untied(model)
     size = model.num_states
     found: Any
     if isinstance(model, GaussianHMM | MixtureGaussianHMM):

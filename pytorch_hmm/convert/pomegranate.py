@@ -87,6 +87,7 @@ def to_pomegranate(model: EmissionHMM) -> Any:
         TypeError: a module that pomegranate has no class for. ValueError: covariances that it has no form for, or
             probabilities of a `BernoulliHMM` within 1.2e-7 of 0 and 1, which it refuses.
     """
+    model = untied(model)
     from pomegranate.distributions import Bernoulli, Categorical, Normal, Poisson
     from pomegranate.gmm import GeneralMixtureModel
     from pomegranate.hmm import DenseHMM
@@ -97,7 +98,6 @@ def to_pomegranate(model: EmissionHMM) -> Any:
         pairs = zip(torch.from_numpy(means), torch.from_numpy(covariances), strict=True)
         return [Normal(mean, covariance, _FORMS[form]) for mean, covariance in pairs]
 
-    model = untied(model)
     if isinstance(model, GaussianHMM | MixtureGaussianHMM):
         form, means, covariances = model.covariance_type, written(model.means), written(model.covariances)
         if form not in _FORMS:

@@ -37,7 +37,16 @@ def written(x: Tensor) -> Any:
 
 
 def untied(model: Model) -> Model:
-    """The model with a law for each state, where states share some."""
+    """The model with a law for each state, where states share some.
+
+    Raises:
+        TypeError: it depends on more than its parameters.
+    """
+    if model._is_conditional:
+        raise TypeError(
+            f"model: expected a module that another library has a class for, {type(model).__name__} depends on inputs "
+            "or networks"
+        )
     if model.tied_states is None:
         return model
     arguments = {name: value for name, value in model._arguments().items() if name != "tied_states"}
