@@ -11,9 +11,7 @@ from .backend import Array, Backend, backend_of
 from .chain import without_padding
 from .edges import on_device
 from .emissions.constraints import held, need_at_least
-from .emissions.density import in_one_dtype
-from .emissions.moments import wide
-from .numerics import log_normalize, multiply, solve_semidefinite
+from .numerics import in_one_dtype, log_normalize, multiply, solve_semidefinite, wide
 from .structure import WORKSPACE, Dense
 from .transition import LowRank, arrays_of, canonical, normalize_rows, own_shape, with_weights
 

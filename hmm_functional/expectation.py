@@ -12,9 +12,9 @@ from .decode import viterbi
 from .durations import DurationFamily
 from .edges import Edges
 from .emissions.categorical import Categorical, CategoricalParameters
-from .emissions.moments import wide
 from .gradient import STATISTICS
 from .likelihood import forward_pass
+from .numerics import wide
 from .semi_markov import semi_markov_completed, semi_markov_forward_backward, semi_markov_viterbi, steps_since
 from .structure import Dense
 from .transition import canonical, own_shape

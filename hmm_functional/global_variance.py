@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ._check import need_count, need_shape
 from .backend import Array, Backend, backend_of
 from .banded import apply, solve_again
-from .emissions.density import in_one_dtype
+from .numerics import in_one_dtype
 from .windows import Frames, flat
 
 ENOUGH = 1e-12

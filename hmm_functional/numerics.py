@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+from ._check import need_floating
 from .backend import Array, Backend
 
 
@@ -114,3 +115,25 @@ def solve_semidefinite(backend: Backend, matrix: Array, right: Array, size: Arra
     inverse = xp.where(is_known, 1.0 / xp.where(is_known, values, 1.0), 0.0)
     found = inverse[..., None] * (xp.matrix_transpose(vectors) @ (right * scale[..., None]))
     return (vectors @ found) * scale[..., None]
+
+
+def wide(backend: Backend, x: Array) -> Array:
+    """`x` in the dtype that sums over all frames are made in: float64 where there is one."""
+    dtype = backend.wide_dtype(x)
+    return x if dtype is None else backend.xp.astype(x, dtype, copy=False)
+
+
+def is_seen(xp: Any, counts: Array) -> Array:
+    """Whether expected counts are more than what posteriors near the end of the numbers' range leave."""
+    return counts > (1e-100 if xp.finfo(counts.dtype).bits > 32 else 1e-30)
+
+
+def in_one_dtype(backend: Backend, **arrays: Array) -> list[Array]:
+    """Arrays, checked to be floating-point, in one dtype, float32 or wider."""
+    xp = backend.xp
+    for name, x in arrays.items():
+        need_floating(name, xp, x)
+    dtype = xp.result_type(*(x.dtype for x in arrays.values()))
+    if xp.finfo(dtype).bits < 32:
+        dtype = xp.float32
+    return [xp.astype(x, dtype, copy=False) for x in arrays.values()]

@@ -9,9 +9,8 @@ from ._check import broadcast_batch, need_shape
 from .backend import Array, Backend, backend_of
 from .banded import solve
 from .chain import lengths_of
-from .emissions.density import in_one_dtype
 from .global_variance import GlobalVariance, System, law_of, raise_variance
-from .numerics import multiply
+from .numerics import in_one_dtype, multiply
 from .windows import Frames, Window, flat, frames_of, need_edges, need_windows, normal_equations, shifted
 
 

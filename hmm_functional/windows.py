@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ._check import broadcast_batch, need_shape
 from .backend import Array, Backend, backend_of
 from .chain import lengths_of
-from .emissions.density import in_one_dtype
+from .numerics import in_one_dtype
 
 EDGES = ("truncate", "hts")
 

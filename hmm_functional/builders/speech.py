@@ -14,8 +14,7 @@ from ..backend import Array, backend_of
 from ..chain import without_padding
 from ..durations.chains import expanded, hazards
 from ..edges import on_device
-from ..emissions.density import in_one_dtype
-from ..numerics import log_normalize
+from ..numerics import in_one_dtype, log_normalize
 from ..structure import Dense, gather
 from ..transition import (
     Banded,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..backend import Array, backend_of
 from ..emissions.categorical import dirichlet_log_density, maximize_probabilities
 from ..emissions.constraints import need_at_least
-from ..emissions.moments import wide
+from ..numerics import wide
 from .support import DurationFamily, normalised, support_of
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held, is_any
-from ..emissions.moments import wide
+from ..numerics import wide
 from .exponential import fit_mean, fit_two
 from .support import DurationFamily, Support, constant, need_rows, normalised, support_of, used
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held
-from ..emissions.moments import wide
-from ..numerics import logsumexp, multiply, softmax
+from ..numerics import logsumexp, multiply, softmax, wide
 from .exponential import fit_mean, repeated, shares
 from .support import DurationFamily, Support, constant, need_rows, normalised, support_of, used
 

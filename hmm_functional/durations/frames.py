@@ -8,7 +8,7 @@ from typing import Any
 from .._check import broadcast_batch, need_count, need_integers, need_shape
 from ..backend import Array, Backend, backend_of
 from ..chain import lengths_of
-from ..emissions.density import in_one_dtype
+from ..numerics import in_one_dtype
 
 STIFF = 1e-6
 """What a variance of 0 counts as, in shares of the largest."""

@@ -12,8 +12,7 @@ import numpy as np
 
 from .._check import need_count, need_floating
 from ..backend import Array, Backend
-from ..emissions.moments import is_seen, wide
-from ..numerics import log_normalize
+from ..numerics import is_seen, log_normalize, wide
 
 Limit = int | tuple[int, ...]
 """Of the durations of all states, or of each."""

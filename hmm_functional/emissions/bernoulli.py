@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..backend import Array, backend_of
+from ..numerics import is_seen
 from .constraints import held, need_at_least
-from .moments import is_seen
 from .poisson import beside, weighted_sums
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_integers, need_range
 from ..backend import Array, Backend, backend_of
+from ..numerics import is_seen, wide
 from .constraints import is_any, need_at_least
 from .density import WORKSPACE
-from .moments import is_seen, wide
 
 
 def categorical_log_prob(observations: Array, log_probs: Array) -> Array:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from math import inf, log, pi
 from typing import Any
 
-from .._check import broadcast_batch, need_floating, need_shape
+from .._check import broadcast_batch, need_shape
 from ..backend import Array, Backend
 from ..kernels.gaussians import can_read, mixture_log_prob
+from ..numerics import in_one_dtype
 
 WORKSPACE = 2**23
 """Elements of scratch one block of frames may use."""
@@ -175,17 +176,6 @@ def common(backend: Backend, observations: Array, **parameters: Array) -> tuple[
     dim = parameters["means"].shape[-1]
     need_shape("observations", observations.shape, (None, dim), f"(..., T, D) with D = {dim} as in means")
     return observations, rest
-
-
-def in_one_dtype(backend: Backend, **arrays: Array) -> list[Array]:
-    """Arrays, checked to be floating-point, in one dtype, float32 or wider."""
-    xp = backend.xp
-    for name, x in arrays.items():
-        need_floating(name, xp, x)
-    dtype = xp.result_type(*(x.dtype for x in arrays.values()))
-    if xp.finfo(dtype).bits < 32:
-        dtype = xp.float32
-    return [xp.astype(x, dtype, copy=False) for x in arrays.values()]
 
 
 def need_frame_shapes(

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, Backend
+from ..numerics import wide
 from .density import WORKSPACE
-from .moments import GaussianStatistics, summed, weighted_moments, wide
+from .moments import GaussianStatistics, summed, weighted_moments
 
 
 def is_marginal(missing: Any) -> bool:

@@ -9,6 +9,7 @@ from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 from ..backend import Array, Backend, backend_of, find_backend
+from ..numerics import is_seen, wide
 from .constraints import held, is_any, need_at_least, need_whole
 from .density import WORKSPACE
 
@@ -110,12 +111,6 @@ def centre_of(backend: Backend, means: Array) -> Array:
     """(D,): what moments are taken about, the mean of the means, so that little cancels."""
     xp = backend.xp
     return backend.stop_gradient(xp.mean(xp.reshape(means, (-1, means.shape[-1])), axis=0))
-
-
-def wide(backend: Backend, x: Array) -> Array:
-    """`x` in the dtype that sums over all frames are made in: float64 where there is one."""
-    dtype = backend.wide_dtype(x)
-    return x if dtype is None else backend.xp.astype(x, dtype, copy=False)
 
 
 def weighted_moments(
@@ -299,11 +294,6 @@ def backend_array(backend: Backend, value: Any, like: Array) -> Array:
     if isinstance(value, int | float):
         return backend.full((), float(value), like=like)
     return value
-
-
-def is_seen(xp: Any, counts: Array) -> Array:
-    """Whether expected counts are more than what posteriors near the end of the numbers' range leave."""
-    return counts > (1e-100 if xp.finfo(counts.dtype).bits > 32 else 1e-30)
 
 
 def _divisor(xp: Any, counts: Array) -> Array:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from .._check import need_floating, need_shape
 from ..backend import Array, Backend, backend_of
+from ..numerics import is_seen, wide
 from .constraints import held, need_at_least
-from .moments import is_seen, wide
 
 
 def poisson_log_prob(observations: Array, rates: Array) -> Array:

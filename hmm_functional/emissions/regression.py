@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from .._check import broadcast_batch, need_count, need_shape
 from ..backend import Array, Backend, backend_of
-from ..numerics import solve_semidefinite
+from ..numerics import in_one_dtype, is_seen, solve_semidefinite, wide
 from .constraints import held, need_whole
-from .density import WORKSPACE, in_one_dtype, log_prob_of_gaps, need_covariances, over_frames, spread_of
-from .moments import GaussianFamily, GaussianStatistics, is_seen, maximize_gaussians, wide
+from .density import WORKSPACE, log_prob_of_gaps, need_covariances, over_frames, spread_of
+from .moments import GaussianFamily, GaussianStatistics, maximize_gaussians
 
 HISTORIES = ("zeros", "condition")
 """What stands for the frames before the start."""

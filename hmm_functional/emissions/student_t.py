@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from .._check import need_shape
 from ..backend import Array, Backend, backend_of
+from ..numerics import is_seen, wide
 from .constraints import held
 from .density import common, need_covariances, need_frame_shapes
 from .gaussian import gaussian_log_prob
-from .moments import GaussianFamily, GaussianStatistics, centre_of, is_seen, maximize_gaussians, weighted_moments, wide
+from .moments import GaussianFamily, GaussianStatistics, centre_of, maximize_gaussians, weighted_moments
 
 _LEAST, _MOST = 0.1, 1e6
 """Degrees of freedom that the M-step looks between; the most is a Gaussian to six digits."""
