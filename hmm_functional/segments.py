@@ -484,8 +484,19 @@ def _paths(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Arr
         found = trace_back(backend, theta, lengths, passed, chooser(backend), luck, luck.shape[2])
     else:
         passed = forward_pass(backend, theta, lengths, max_of, encoded)
-        found = trace_back(backend, theta, lengths, passed, first_best(backend), None, 1)
+        found = _best_path(backend, theta, lengths, passed)
     return tuple(xp.astype(xp.permute_dims(x, (1, 0, 2)), backend.index_dtype()) for x in found)
+
+
+def _best_path(backend: Backend, theta: Theta, lengths: Array, passed: Passed) -> tuple[Array, Array]:
+    """States and starts (1, B, T); a segment at a time where compiled code made the messages."""
+    xp = backend.xp
+    if passed.run is None:
+        return trace_back(backend, theta, lengths, passed, first_best(backend), None, 1)
+    cells = xp.argmax(xp.reshape(passed.final, (passed.final.shape[0], -1)), axis=-1)
+    found = passed.run.best_path(*(backend.to_numpy(x) for x in (cells, passed.scaled > -inf)))
+    states, begins = (backend.asarray(x, like=theta.emission)[None, ...] for x in found)
+    return states, begins
 
 
 def chooser(backend: Backend) -> Choose:

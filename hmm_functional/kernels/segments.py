@@ -74,16 +74,46 @@ class Run:
         turned = (np.swapaxes(x[..., :k], -1, -2) for x in (done, left))
         return starts[:, :k], np.swapaxes(moves[:, :k, :k], -1, -2), *turned, posteriors[..., :k]
 
+    def best_path(self, cells: Any, is_possible: Any) -> tuple[Any, Any]:
+        """States (B, T), -1 where there is none, and where segments begin, from the end of each sequence.
+
+        Args:
+            cells: (B,): of the last segment, (duration - 1) K + state.
+            is_possible: (B,)
+        """
+        states = np.full((self.size, self.num_steps), -1)
+        is_start = np.zeros(states.shape, bool)
+        for b in np.flatnonzero(is_possible):
+            moves, laws = (x[b if len(x) > 1 else 0] for x in (self.transition, self.duration))
+            begins, ends, emission, scales = self.begins[b], self.ends[b], self.emission[b], self.scales[b]
+            state, lasted, t = cells[b] % self.num_states, cells[b] // self.num_states + 1, self.lengths[b] - 1
+            while True:
+                first = t - lasted + 1
+                states[b, first : t + 1], is_start[b, first] = state, True
+                if first <= 0:
+                    break
+                t = first - 1
+                state = int(np.argmax(ends[t, : self.num_states] + moves[: self.num_states, state]))
+                # as `segments.open_segments`, of one state
+                since = slice(t, t - self.count if t >= self.count else None, -1)
+                own = emission[since, state]
+                before = np.append(scales[:t][::-1], scales[0])[: len(own)]
+                weights = begins[since, state] + own
+                weights[1:] += np.cumsum(own - before)[:-1]
+                lasted = int(np.argmax(weights + laws[: len(own), state])) + 1
+        return states, is_start
+
     def laws(self, x: Array) -> Any:
         """(B or 1, K, D) as (B or 1, D, K)."""
         return self.padded(np.swapaxes(host(x), -1, -2), -np.inf)
 
     def padded(self, x: Any, value: float, axis: int = -1) -> Any:
         """float64, contiguous, with states up to whole vectors."""
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, self.width - self.num_states)
-        found = np.pad(np.asarray(x, np.float64), widths, constant_values=value)
-        return np.ascontiguousarray(found)
+        shape = list(x.shape)
+        shape[axis] = self.width
+        found = np.full(shape, value)
+        np.moveaxis(found, axis, -1)[..., : self.num_states] = np.moveaxis(x, axis, -1)
+        return found
 
     def full(self, *shape: int, value: float = 0.0) -> Any:
         """A result of each sequence."""
