@@ -350,9 +350,7 @@ def _theta(
     if tuple(log_emission.shape[:-2]) != batch:
         log_emission = xp.broadcast_to(log_emission, (*batch, num_steps, num_states))
     chain = chain_of(log_initial, log_transition, log_emission, lengths=lengths).with_dense_transition()
-    moves = chain.weights[0]
-    if moves.shape[1] != 1:
-        raise ValueError(f"log_transition: expected one constant in time, got {moves.shape[1]} slots")
+    moves = moves_of(chain)
     dtype = xp.result_type(chain.emission.dtype, log_duration.dtype)
     if log_duration.ndim == 2:
         durations = log_duration[None, ...]
@@ -361,7 +359,7 @@ def _theta(
         durations = xp.reshape(durations, (-1, *log_duration.shape[-2:]))
     tail = log_tail(backend, durations) if censored else durations
     count = min(durations.shape[-1], num_steps)
-    parts = (chain.initial, moves[:, 0, ...], durations[..., :count], tail[..., :count], chain.emission)
+    parts = (chain.initial, moves, durations[..., :count], tail[..., :count], chain.emission)
     return chain, Theta(*(xp.astype(x, dtype, copy=False) for x in parts))
 
 
@@ -372,6 +370,14 @@ def need_durations(xp: Any, log_duration: Array, num_states: int, source: str) -
     need_shape("log_duration", log_duration.shape, (num_states, None), words)
     if log_duration.shape[-1] < 1:
         raise ValueError(f"log_duration: expected durations of at least one step, got {tuple(log_duration.shape)}")
+
+
+def moves_of(chain: Chain) -> Array:
+    """The dense transition (B or 1, K, K) of a chain; ValueError where it varies in time."""
+    moves = chain.weights[0]
+    if moves.shape[1] != 1:
+        raise ValueError(f"log_transition: expected one constant in time, got {moves.shape[1]} slots")
+    return moves[:, 0, ...]
 
 
 def steps_since(backend: Backend, is_start: Array) -> Array:

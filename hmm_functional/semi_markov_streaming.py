@@ -11,7 +11,7 @@ from ._types import Forward
 from .backend import Array, Backend, backend_of
 from .chain import chain_of
 from .numerics import log_normalize, log_tail, logsumexp, softmax
-from .semi_markov import need_durations, semi_markov_log_likelihood
+from .semi_markov import moves_of, need_durations, semi_markov_log_likelihood
 
 
 class SemiMarkovStreamState(NamedTuple):
@@ -66,11 +66,8 @@ def semi_markov_stream_init(
     backend, xp, num_states = chain.backend, chain.backend.xp, chain.num_states
     backend_of(log_initial=log_initial, log_duration=log_duration)
     need_durations(xp, log_duration, num_states, "log_initial")
-    moves = chain.weights[0]
-    if moves.shape[1] != 1:
-        raise ValueError(f"log_transition: expected one constant in time, got {moves.shape[1]} slots")
     own, size = chain.batch_shape, chain.lengths.shape[0]
-    moves, begin = moves[:, 0, ...], chain.initial
+    moves, begin = moves_of(chain), chain.initial
     moves = xp.reshape(xp.broadcast_to(moves, (size, *moves.shape[1:])), (*own, *moves.shape[1:]))
     begin = xp.reshape(xp.broadcast_to(begin, (size, num_states)), (*own, num_states))
     own = broadcast_batch({"log_initial": own, "log_duration": log_duration.shape[:-2]})

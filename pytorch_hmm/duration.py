@@ -90,9 +90,8 @@ class Duration(Law):
             mean / (1.0 + mean), max_duration=self.max_duration, min_duration=self.min_duration
         )
         counts = counts + 0.2 * total[:, None] * broad.exp()
-        family, found = self.family(), type(self.values())(*(x.detach().cpu().double() for x in self._beginning()))
-        for _ in range(5):
-            found = family.m_step(counts, found)
+        begin = type(self.values())(*(x.detach().cpu().double() for x in self._beginning()))
+        found = self.family().m_step(counts, begin)
         for name, one in self.parametrized().items():
             one.take(getattr(found, name))
 

@@ -518,11 +518,7 @@ class Training(Descent):
 
     def _parameters(self) -> HMMParameters:
         """The model's parameters in float64 (float32 where there is no other)."""
-        return learning.each(lambda x: _wide(x).clone(), self._live())  # type: ignore[no-any-return]
-
-    def _live(self) -> HMMParameters:
-        """The model's parameters, differentiable."""
-        return self._model._live()
+        return learning.each(lambda x: _wide(x).clone(), self._model._live())  # type: ignore[no-any-return]
 
     def begin(self) -> HMMParameters:
         """The parameters at hand, variances raised to the floor."""
@@ -539,14 +535,10 @@ class Training(Descent):
         return bool(self._model.initial_distribution.logits.dtype != parameters.log_initial.dtype)
 
     def assign(self, parameters: HMMParameters) -> None:
-        values = self._named(parameters)
+        values = self._model._named(parameters)
         for name, one in self._model._parametrized().items():
             if name not in self._frozen:
                 one.take(values[name])
-
-    def _named(self, parameters: HMMParameters) -> dict[str, Any]:
-        """Parameters by the names that the model knows."""
-        return self._model._named(parameters)
 
     def _maximize(self, statistics: Statistics, parameters: HMMParameters) -> HMMParameters:
         options = {"priors": self._priors, "fixed": self._fixed, "duration": self._durations}
@@ -611,7 +603,7 @@ class Training(Descent):
         """A batch's share of the log density of the module's parameters before any data, differentiable."""
         if self._shares is None:
             self._shares = sum(1 for _ in self._source) * num_processes()
-        return self._prior_of(self._live()) / self._shares
+        return self._prior_of(self._model._live()) / self._shares
 
     @torch.no_grad()
     def log_prior(self) -> float:

@@ -69,15 +69,6 @@ class ContextTraining(Training):
         """Not there."""
         raise ValueError("method: expected 'em' or 'gradient' where transitions depend on inputs, got 'stepwise'")
 
-    def _live(self) -> HMMParameters:
-        model = self._model
-        law = hf.LogisticTransitions(model.transition_weights, model.log_transition)
-        return HMMParameters(model.log_initial, law, model.emission.values())
-
-    def _named(self, parameters: HMMParameters) -> dict[str, Any]:
-        weights, biases = parameters.log_transition
-        return {**super()._named(parameters), "log_transition": biases, "transition_weights": weights}
-
     def _of_batch(self, batch: Batch, parameters: HMMParameters, method: str) -> Statistics:
         weights, biases = parameters.log_transition
         inputs = self._model._inputs(batch.x).to(weights)
@@ -129,10 +120,9 @@ class InputDrivenHMM(EmissionHMM):
     Attributes:
         log_transition: (K, K), log p(z_{t+1} given z_t) at inputs of zero.
 
-    Methods take the inputs as `context` (..., T, P), frames as x has them. Those of
-    step 0 and of padding are not used: a move takes the inputs of the step moved to, where a `NeuralHMM` takes what is
-    beside the frame moved from. Without `context`, x holds them beside the observations, (..., T, D + P), as
-    batches for `fit` do. Inputs are always known: `missing` speaks of observations alone.
+    Methods take the inputs as `context` (..., T, P), frames as x has them; those of step 0 and of padding are not used.
+    Without `context`, x holds them beside the observations, (..., T, D + P), as batches for `fit` do. Inputs are always
+    known: `missing` speaks of observations alone.
 
     The move from step t to t+1 reads the inputs of t+1, the step moved to, as input-output HMMs do. In depmixS4
     (Visser and Speekenbrink), and in `NeuralHMM`, those of t, the step moved from, decide: for that pass inputs one
@@ -345,6 +335,14 @@ class InputDrivenHMM(EmissionHMM):
         if self.learnable:
             self.transition_slopes.take(torch.zeros(self.transition_slopes.shape))
         return self
+
+    def _live(self) -> HMMParameters:
+        law = hf.LogisticTransitions(self.transition_weights, self.log_transition)
+        return super()._live()._replace(log_transition=law)
+
+    def _named(self, parameters: HMMParameters) -> dict[str, Any]:
+        weights, biases = parameters.log_transition
+        return {**super()._named(parameters), "log_transition": biases, "transition_weights": weights}
 
     def _parametrized(self) -> dict[str, Parametrized]:
         own = super()._parametrized()

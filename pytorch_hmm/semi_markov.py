@@ -229,9 +229,8 @@ class HSMM(EmissionHMM):
         start, _ = super()._chain_start(initial, None, None, None)
         if topology is not None:
             raise ValueError("topology: expected either topology or transition, got both")
-        return start, self._make_moves(torch.zeros(size, size)).checked(
-            "transition", log_of("transition", transition, (size, size), "(K, K)", may_end=True)
-        )
+        moves = log_of("transition", transition, (size, size), "(K, K)", may_end=True)
+        return start, _checked_moves("transition", moves)
 
     def _make_moves(self, start: Tensor) -> SegmentMoves:
         return SegmentMoves(start, "(K, K)", self.learnable)
@@ -319,18 +318,8 @@ class DurationConstrainedHMM(HSMM):
 class SegmentMoves(LogProbabilities):
     """Of a semi-Markov model: no state follows itself, and one without a way out has a row of zeros."""
 
-    def checked(self, name: str, values: Tensor) -> Tensor:
-        """Log-probabilities (K, K) that a user gave, or ValueError."""
-        if (values.diagonal() > -torch.inf).any():
-            raise ValueError(
-                f"{name}: expected zeros on the diagonal (-inf of logs), since durations say how long states last; "
-                "fill it so and divide each row by its sum"
-            )
-        need_normalised(name, values.exp(), "divide each row by its sum", may_end=True)
-        return values
-
     def _checked(self, name: str, values: Tensor) -> Tensor:
-        return self.checked(name, values)
+        return _checked_moves(name, values)
 
     def _of(self, logits: Tensor) -> Tensor:
         if self.fixed_values is not None:
@@ -338,6 +327,17 @@ class SegmentMoves(LogProbabilities):
         has_any = self.is_possible.any(-1, keepdim=True)
         found = torch.where(self.is_possible | ~has_any, logits, -torch.inf).log_softmax(-1)
         return torch.where(self.is_possible, found, -torch.inf)
+
+
+def _checked_moves(name: str, values: Tensor) -> Tensor:
+    """Log-probabilities (K, K) that a user gave, or ValueError."""
+    if (values.diagonal() > -torch.inf).any():
+        raise ValueError(
+            f"{name}: expected zeros on the diagonal (-inf of logs), since durations say how long states last; "
+            "fill it so and divide each row by its sum"
+        )
+    need_normalised(name, values.exp(), "divide each row by its sum", may_end=True)
+    return values
 
 
 def _duration(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held, is_any
 from ..numerics import wide
 from .exponential import fit_mean, fit_two
-from .support import DurationFamily, Support, constant, need_rows, normalised, support_of, used
+from .support import DurationFamily, Support, base_of, constant, need_rows, normalised, used
 
 _LEAST_VARIANCE = 1e-2
 _LEAST_SHAPE, _LARGEST_SHAPE = 1e-6, 1e9
@@ -103,7 +102,7 @@ class Gamma(DurationFamily):
         (shapes, rates), backend = parameters, backend_of(counts=counts)
         xp = backend.xp
         fixed = GammaParameters(None, None) if fixed is None else fixed
-        support, base = _base(self, backend, counts)
+        support, base = base_of(self, backend, counts)
         log_ratio, gap = (x + xp.zeros_like(counts) for x in _features(backend, support, counts))
         start, least, most = [], [], []
         for value, is_fixed, low, high, sign, shift in (
@@ -146,7 +145,7 @@ class Gaussian(DurationFamily):
         """
         (means, variances), backend = parameters, backend_of(counts=counts)
         xp = backend.xp
-        support, base = _base(self, backend, counts)
+        support, base = base_of(self, backend, counts)
         middle = constant(backend, support.middle, counts)
         gaps = constant(backend, support.durations, counts) - middle + xp.zeros_like(counts)
         middle = middle[:, 0]
@@ -179,10 +178,3 @@ class Gaussian(DurationFamily):
             held(fixed.means, means, used(backend, counts, mean + middle, means)),
             held(fixed.variances, variances, used(backend, counts, variance, variances)),
         )
-
-
-def _base(family: DurationFamily, backend: Backend, counts: Array) -> tuple[Support, Array]:
-    """The support, and 0 (K, D_max) for what is possible, else -inf."""
-    support = support_of(family.max_duration, family.min_duration, counts.shape[0])
-    is_possible = backend.asarray(support.is_possible, like=counts)
-    return support, backend.xp.where(is_possible, backend.xp.zeros_like(counts), -inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, log
+from math import log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..backend import Array, Backend, backend_of
 from ..emissions.constraints import held
 from ..numerics import logsumexp, multiply, softmax, wide
 from .exponential import fit_mean, repeated, shares
-from .support import DurationFamily, Support, constant, need_rows, normalised, support_of, used
+from .support import DurationFamily, Support, base_of, constant, need_rows, normalised, used
 
 _LEAST, _MOST = log(1e-12), log(1.0 - 1e-12)
 """Of log probabilities of going on."""
@@ -257,7 +257,5 @@ def _bounds(backend: Backend, start: Array, low: float, high: float, is_fixed: A
 
 def _tables(family: DurationFamily, backend: Backend, counts: Array) -> tuple[Support, Array, Array]:
     """The support; steps beyond the least, (K, D_max); and 0 for what is possible, else -inf."""
-    support = support_of(family.max_duration, family.min_duration, counts.shape[0])
-    zeros = backend.xp.zeros_like(counts)
-    extra = constant(backend, support.extra, counts) + zeros
-    return support, extra, backend.xp.where(backend.asarray(support.is_possible, like=counts), zeros, -inf)
+    support, base = base_of(family, backend, counts)
+    return support, constant(backend, support.extra, counts) + backend.xp.zeros_like(counts), base

@@ -140,6 +140,13 @@ class DurationFamily(ABC):
         return 0.0
 
 
+def base_of(family: DurationFamily, backend: Backend, counts: Array) -> tuple[Support, Array]:
+    """The support, and 0 (K, D_max) for what is possible, else -inf."""
+    support = support_of(family.max_duration, family.min_duration, counts.shape[0])
+    is_possible = backend.asarray(support.is_possible, like=counts)
+    return support, backend.xp.where(is_possible, backend.xp.zeros_like(counts), -inf)
+
+
 def used(backend: Backend, counts: Array, found: Array, old: Array) -> Array:
     """`found` where there are counts (K, D_max), in the dtype of the `old` parameters (K,), which stay elsewhere."""
     xp = backend.xp
