@@ -32,7 +32,6 @@ from .duration import (
     UniformDuration,
 )
 from .emission import Emission
-from .fit import FitReport, NotConverged, Progress
 from .gaussian import GaussianEmission, GaussianHMM
 from .hmm import BaseHMM
 from .input_driven import InputDrivenHMM
@@ -41,6 +40,7 @@ from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
 from .neural import NeuralHMM
 from .product import ProductEmission
 from .regression import LinearRegressionEmission, LinearRegressionHMM
+from .report import FitReport, NotConverged, Progress
 from .residuals import PseudoResiduals, pseudo_residuals
 from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors

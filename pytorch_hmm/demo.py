@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 import hmm_functional as hf
 
-from .fit import Progress
 from .mixture import MixtureGaussianHMM
+from .report import Progress
 from .streaming import StreamingHMMProcessor
 
 SAMPLE_RATE, HOP, WINDOW, NUM_MELS = 16_000, 160, 400, 40
