@@ -66,6 +66,13 @@ from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
 from .synthesis import mlpg
 from .transition import Banded, LowRank, Sparse
+from .viterbi_streaming import (
+    ViterbiStreamState,
+    viterbi_stream_flush,
+    viterbi_stream_init,
+    viterbi_stream_reset,
+    viterbi_stream_step,
+)
 from .windows import apply_windows
 
 __all__ = [
@@ -85,6 +92,7 @@ __all__ = [
     "Sparse",
     "StreamState",
     "Viterbi",
+    "ViterbiStreamState",
     "apply_windows",
     "bernoulli_log_prob",
     "categorical_log_prob",
@@ -137,4 +145,8 @@ __all__ = [
     "student_t_log_prob",
     "viterbi",
     "viterbi_k_best",
+    "viterbi_stream_flush",
+    "viterbi_stream_init",
+    "viterbi_stream_reset",
+    "viterbi_stream_step",
 ]
