@@ -62,6 +62,13 @@ from .semi_markov_streaming import (
     semi_markov_stream_init,
     semi_markov_stream_step,
 )
+from .semi_markov_viterbi_streaming import (
+    SemiMarkovViterbiStreamState,
+    semi_markov_viterbi_stream_flush,
+    semi_markov_viterbi_stream_init,
+    semi_markov_viterbi_stream_reset,
+    semi_markov_viterbi_stream_step,
+)
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
 from .synthesis import mlpg
@@ -89,6 +96,7 @@ __all__ = [
     "SemiMarkovPosterior",
     "SemiMarkovStreamState",
     "SemiMarkovViterbi",
+    "SemiMarkovViterbiStreamState",
     "Sparse",
     "StreamState",
     "Viterbi",
@@ -137,6 +145,10 @@ __all__ = [
     "semi_markov_stream_init",
     "semi_markov_stream_step",
     "semi_markov_viterbi",
+    "semi_markov_viterbi_stream_flush",
+    "semi_markov_viterbi_stream_init",
+    "semi_markov_viterbi_stream_reset",
+    "semi_markov_viterbi_stream_step",
     "smooth_fixed_lag",
     "stationary",
     "stream_flush",

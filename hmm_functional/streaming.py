@@ -102,7 +102,7 @@ def stream_step(state: StreamState, log_emission_chunk: Array) -> tuple[StreamSt
     Raises:
         TypeError, ValueError: as `log_likelihood`.
 
-    Cost: O(n K^2 (1 + lag)) time, whatever has gone before.
+    Cost: O(n K^2 (1 + lag)) time, whatever has gone before; compiled code takes the look-ahead of all steps at once.
 
     Example:
         >>> import torch, hmm_functional as hf

@@ -16,7 +16,8 @@ import numpy as np
 
 from .structure import WORKSPACE, Dense, Structure
 
-_NEVER = np.iinfo(np.int64).max
+NEVER = np.iinfo(np.int64).max
+"""A step past all others."""
 
 
 class Moves:
@@ -181,7 +182,7 @@ def trace(pointers: Any, is_alive: Any, best: Any, is_wanted: Any) -> Traced:
     at = np.where(is_alive, np.arange(num_states), best[:, None]) + base
     rows, flat = base[:, 0], pointers.reshape(width, size * num_states)
     path, seen = np.zeros((width, size), np.int64), []
-    parting = np.full((size, num_states), _NEVER)
+    parting = np.full((size, num_states), NEVER)
     step = width - 1
     while step >= 0:
         seen.append(at)
@@ -209,7 +210,7 @@ def met(parting: Any, is_alive: Any, num_pending: Any, width: int, max_delay: in
         parting: (B, N), steps of a window of `width`, of which the last `num_pending` (B,) are pending.
         is_alive: (B, N); where none is, all steps are final.
     """
-    first = np.where(is_alive, parting, _NEVER).min(-1)
+    first = np.where(is_alive, parting, NEVER).min(-1)
     forced = np.zeros(len(first), np.int64)
     if max_delay is not None:
         end = width - max_delay
@@ -218,7 +219,7 @@ def met(parting: Any, is_alive: Any, num_pending: Any, width: int, max_delay: in
             apart = parting[b][is_alive[b] & (parting[b] < end)]
             forced[b] = len(np.unique(apart))
         is_alive = is_alive & ~(is_late[:, None] & (parting < end))
-        first = np.where(is_alive, parting, _NEVER).min(-1)
+        first = np.where(is_alive, parting, NEVER).min(-1)
     count = np.clip(np.minimum(first, width) - (width - num_pending), 0, None)
     return np.where(is_alive.any(-1), count, num_pending), is_alive, forced
 

@@ -156,7 +156,7 @@ def viterbi_stream_step(
     ends = chunk_lengths(lengths, shape[-2])
     batches = {"log_emission_chunk": shape[:-2], "state": tuple(state.log_message.shape[:-1])}
     batch = broadcast_batch({**batches, "lengths": ends.shape})
-    host = _Host(state, backend, batch)
+    host = _Streams(state, backend, batch)
     if shape[-2]:
         emission = backend.to_numpy(backend.stop_gradient(log_emission_chunk))
         emission = np.broadcast_to(emission, (*batch, *shape[-2:])).reshape(host.size, *shape[-2:])
@@ -201,7 +201,7 @@ def viterbi_stream_flush(
         batch = broadcast_batch({"state": batch, "log_final": tuple(log_final.shape[:-1])})
         message = message + log_final
     ending = ended(is_ending, batch)
-    host = _Host(state, backend, batch)
+    host = _Streams(state, backend, batch)
     final = np.broadcast_to(backend.to_numpy(message), (*batch, num_states)).reshape(host.size, num_states)
     states = host.rest(final, ending.reshape(-1))
     return Viterbi(host.back(states), _score(backend, state, message))
@@ -225,7 +225,7 @@ def viterbi_stream_reset(state: ViterbiStreamState, is_ended: Any = None) -> Vit
     """
     backend = backend_of(state=state.log_message)
     batch = tuple(state.log_message.shape[:-1])
-    host = _Host(state, backend, batch)
+    host = _Streams(state, backend, batch)
     host.reset(ended(is_ended, batch).reshape(-1))
     return host.state()
 
@@ -263,12 +263,6 @@ def ended(is_ended: Any, batch: tuple[int, ...]) -> Any:
     return np.broadcast_to(found, batch)
 
 
-def two_numbers(total: Any, dtype: Any) -> Any:
-    """(..., 2) of a narrower dtype, whose sums are `total`."""
-    high = total.astype(dtype)
-    return np.stack([high, (total - np.where(np.isfinite(high), high, total)).astype(dtype)], axis=-1)
-
-
 def _pointer_type(backend: Backend, num_states: int) -> Any:
     return backend.xp.int16 if num_states < 2**15 else backend.xp.int32
 
@@ -282,26 +276,53 @@ def _score(backend: Backend, state: ViterbiStreamState, message: Array) -> Array
 
 
 @dataclass
-class _Host:
-    """A batch of streams on the host, its batch axes one."""
+class HostStreams:
+    """Arrays of a state on the host, their batch axes one."""
 
-    given: ViterbiStreamState
     backend: Backend
     batch: tuple[int, ...]
+    like: Array
+    """An array of the state."""
 
-    def __post_init__(self) -> None:
-        self.size = prod(self.batch)
-        state = self.given
-        self.message, self.scale, pointers, self.origins, self.num_steps, self.num_committed, self.num_forced = (
-            self._flat(x, rank) for x, rank in zip(state[2:-1], (1, 1, 2, 1, 0, 0, 0), strict=True)
-        )
-        self.scale = self.scale.astype(np.float64).sum(-1)
-        self.pointers = np.ascontiguousarray(np.moveaxis(pointers, 1, 0))
+    @property
+    def size(self) -> int:
+        """B."""
+        return prod(self.batch)
 
-    def _flat(self, x: Array, rank: int) -> Any:
+    def flat(self, x: Array, rank: int) -> Any:
+        """(B, ...) of an array with `rank` axes of its own."""
         values = self.backend.to_numpy(x)
         shape = values.shape[values.ndim - rank :]
         return np.broadcast_to(values, (*self.batch, *shape)).reshape(self.size, *shape)
+
+    def back(self, x: Any) -> Array:
+        """(B, ...) as an array of the library, with the batch axes; long integers in its own dtype."""
+        backend = self.backend
+        x = np.array(x, order="C").reshape((*self.batch, *x.shape[1:]))
+        found = backend.asarray(x, like=self.like)
+        if x.dtype.kind == "i" and x.dtype.itemsize == 8:
+            found = backend.xp.astype(found, backend.index_dtype())
+        return found
+
+    def scale_back(self, scale: Any) -> Array:
+        """Long numbers (B,) as the sums of two."""
+        wide = np.float64 if self.backend.wide_dtype(self.like) is not None else np.float32
+        high = scale.astype(wide)
+        low = scale - np.where(np.isfinite(high), high, scale)
+        return self.back(np.stack([high, low.astype(wide)], axis=-1))
+
+
+class _Streams(HostStreams):
+    """Viterbi streams."""
+
+    def __init__(self, state: ViterbiStreamState, backend: Backend, batch: tuple[int, ...]) -> None:
+        super().__init__(backend, batch, state.log_message)
+        self.given = state
+        self.message, scale, pointers, self.origins, self.num_steps, self.num_committed, self.num_forced = (
+            self.flat(x, rank) for x, rank in zip(state[2:-1], (1, 1, 2, 1, 0, 0, 0), strict=True)
+        )
+        self.scale = scale.astype(np.float64).sum(-1)
+        self.pointers = np.ascontiguousarray(np.moveaxis(pointers, 1, 0))
 
     @property
     def num_pending(self) -> Any:
@@ -318,7 +339,7 @@ class _Host:
                 weights.reshape((*chain.batch_shape, *weights.shape[1:])), (*self.batch, *weights.shape[1:])
             ).reshape(self.size, *weights.shape[1:])
         moves = trellis.Moves(_on_host(chain, self.backend), weights, self.size, dtype)
-        initial = self._flat(self.given.log_initial, 1).astype(dtype)
+        initial = self.flat(self.given.log_initial, 1).astype(dtype)
         passed = trellis.forward(
             moves,
             scaling,
@@ -352,9 +373,9 @@ class _Host:
         states = trellis.rows_of(path, pending, count)
         self.message = np.where(is_alive & ~remain & is_wanted[:, None], -inf, self.message)
         self.num_forced = self.num_forced + np.where(is_wanted, forced, 0)
+        self.origins = self.origins.copy()
         for b in np.flatnonzero(is_wanted & (count < pending)):
             back = int(pending[b] - count[b]) - 1  # steps from the last to the first that is pending now
-            self.origins = self.origins.copy() if self.origins.base is not None else self.origins
             self.origins[b] = traced.seen[back][b] - b * self.message.shape[1]
         self.num_committed = self.num_committed + count
         self.pointers = self.pointers[width - int(self.num_pending.max(initial=0)) :]
@@ -372,37 +393,21 @@ class _Host:
     def reset(self, is_ended: Any) -> None:
         """Begin streams anew."""
         which = is_ended[:, None]
-        self.message = np.where(which, self._flat(self.given.log_initial, 1), self.message)
+        self.message = np.where(which, self.flat(self.given.log_initial, 1), self.message)
         self.scale = np.where(is_ended, 0.0, self.scale)
         self.num_steps, self.num_committed, self.num_forced = (
             np.where(is_ended, 0, x) for x in (self.num_steps, self.num_committed, self.num_forced)
         )
         self.pointers = self.pointers[len(self.pointers) - int(self.num_pending.max(initial=0)) :]
 
-    def back(self, x: Any) -> Array:
-        """(B, ...) as an array of the library, with the batch axes; integers in its own dtype."""
-        backend, like = self.backend, self.given.log_message
-        x = np.ascontiguousarray(x).reshape((*self.batch, *x.shape[1:]))
-        found = backend.asarray(x, like=like)
-        if x.dtype.kind == "i" and x.dtype.itemsize == 8:
-            found = backend.xp.astype(found, backend.index_dtype())
-        return found
-
     def state(self) -> ViterbiStreamState:
         """These streams as a state."""
-        given, backend = self.given, self.backend
-        wide = np.float64 if backend.wide_dtype(given.log_message) is not None else np.float32
-        parts = (
-            self.message,
-            two_numbers(self.scale, wide),
-            np.moveaxis(self.pointers, 0, 1),
-            self.origins.astype(np.int64, copy=False),
-            self.num_steps,
-            self.num_committed,
-            self.num_forced,
-        )
-        initial = backend.xp.broadcast_to(given.log_initial, (*self.batch, given.log_initial.shape[-1]))
-        return ViterbiStreamState(initial, given.log_transition, *(self.back(x) for x in parts), given.max_delay)
+        given = self.given
+        pointers = np.moveaxis(self.pointers, 0, 1)
+        rest = (self.origins.astype(np.int64, copy=False), self.num_steps, self.num_committed, self.num_forced)
+        initial = self.backend.xp.broadcast_to(given.log_initial, (*self.batch, given.log_initial.shape[-1]))
+        parts = (self.back(self.message), self.scale_back(self.scale), self.back(pointers), *map(self.back, rest))
+        return ViterbiStreamState(initial, given.log_transition, *parts, given.max_delay)
 
 
 def _on_host(chain: Chain, backend: Backend) -> Any:
