@@ -54,6 +54,12 @@ from .semi_markov import (
     semi_markov_sample_posterior,
     semi_markov_viterbi,
 )
+from .semi_markov_smoothing import (
+    SemiMarkovSmoothState,
+    semi_markov_smooth_stream_flush,
+    semi_markov_smooth_stream_init,
+    semi_markov_smooth_stream_step,
+)
 from .semi_markov_streaming import (
     SemiMarkovFiltered,
     SemiMarkovStreamState,
@@ -94,6 +100,7 @@ __all__ = [
     "SemiMarkovFiltered",
     "SemiMarkovPath",
     "SemiMarkovPosterior",
+    "SemiMarkovSmoothState",
     "SemiMarkovStreamState",
     "SemiMarkovViterbi",
     "SemiMarkovViterbiStreamState",
@@ -142,6 +149,9 @@ __all__ = [
     "semi_markov_remaining",
     "semi_markov_sample",
     "semi_markov_sample_posterior",
+    "semi_markov_smooth_stream_flush",
+    "semi_markov_smooth_stream_init",
+    "semi_markov_smooth_stream_step",
     "semi_markov_stream_init",
     "semi_markov_stream_step",
     "semi_markov_viterbi",
