@@ -37,7 +37,7 @@ class SemiMarkovViterbiStreamState(NamedTuple):
     log_scale: Array
     """(..., 2): a number as the sum of two, so that it can be long."""
     durations: Array
-    """(..., P, K) integers: of the best segment of each state that ends with each held step; a stream's own come last."""
+    """(..., P, K) integers: of the best segment of each state that ends with a held step; a stream's own come last."""
     sources: Array
     """(..., P, K) integers: the best state before a segment that begins after the held step."""
     base: Array
@@ -103,18 +103,10 @@ def semi_markov_viterbi_stream_init(
         return backend.full((*batch, *shape), value, like=begin, dtype=dtype)
 
     index, short = backend.index_dtype(), backend.xp.int32
-    return SemiMarkovViterbiStreamState(
-        begin,
-        *plain[:2],
-        begin,
-        plain.log_open,
-        full(2, dtype=backend.wide_dtype(begin)),
-        full(0, num_states, dtype=short),
-        full(0, num_states, dtype=short),
-        full(dtype=index, value=-1),
-        *(full(dtype=index) for _ in range(4)),
-        delay,
-    )
+    rows = full(0, num_states, dtype=short)
+    counts = (full(dtype=index, value=-1), *(full(dtype=index) for _ in range(4)))
+    messages = (begin, plain.log_open, full(2, dtype=backend.wide_dtype(begin)))
+    return SemiMarkovViterbiStreamState._make((begin, *plain[:2], *messages, rows, rows, *counts, delay))
 
 
 def semi_markov_viterbi_stream_step(
@@ -370,14 +362,7 @@ class _Streams(HostStreams):
         """These streams as a state."""
         given = self.given
         counts = (self.base, self.num_held, self.num_steps, self.num_committed, self.num_forced)
-        return SemiMarkovViterbiStreamState(
-            self.back(self.initial),
-            *given[1:3],
-            self.back(self.begin),
-            self.back(self.open),
-            self.scale_back(self.scale),
-            self.back(np.moveaxis(self.durations, 0, 1)),
-            self.back(np.moveaxis(self.sources, 0, 1)),
-            *map(self.back, counts),
-            given.max_delay,
-        )
+        messages = (self.back(self.begin), self.back(self.open), self.scale_back(self.scale))
+        rows = (self.back(np.moveaxis(x, 0, 1)) for x in (self.durations, self.sources))
+        parts = (self.back(self.initial), *given[1:3], *messages, *rows, *map(self.back, counts), given.max_delay)
+        return SemiMarkovViterbiStreamState._make(parts)

@@ -105,7 +105,7 @@ def viterbi_stream_init(
     pointers = zeros(0, num_states, dtype=_pointer_type(backend, num_states))
     counts = (zeros(num_states, dtype=index), *(zeros(dtype=index) for _ in range(3)))
     scale = zeros(2, dtype=backend.wide_dtype(initial))
-    return ViterbiStreamState(initial, log_transition, initial, scale, pointers, *counts, delay)
+    return ViterbiStreamState._make((initial, log_transition, initial, scale, pointers, *counts, delay))
 
 
 def viterbi_stream_step(
@@ -166,9 +166,7 @@ def viterbi_stream_step(
     return host.state(), host.back(states)
 
 
-def viterbi_stream_flush(
-    state: ViterbiStreamState, is_ending: Any = None, log_final: Array | None = None
-) -> Viterbi:
+def viterbi_stream_flush(state: ViterbiStreamState, is_ending: Any = None, log_final: Array | None = None) -> Viterbi:
     """The states of the steps still pending, and log p(x, z) of the whole path, where streams end.
 
     Args:
@@ -407,7 +405,7 @@ class _Streams(HostStreams):
         rest = (self.origins.astype(np.int64, copy=False), self.num_steps, self.num_committed, self.num_forced)
         initial = self.backend.xp.broadcast_to(given.log_initial, (*self.batch, given.log_initial.shape[-1]))
         parts = (self.back(self.message), self.scale_back(self.scale), self.back(pointers), *map(self.back, rest))
-        return ViterbiStreamState(initial, given.log_transition, *parts, given.max_delay)
+        return ViterbiStreamState._make((initial, given.log_transition, *parts, given.max_delay))
 
 
 def _on_host(chain: Chain, backend: Backend) -> Any:
