@@ -61,7 +61,8 @@ for i in range(count):
 part = max(len(times) // 10, 1)
 print(json.dumps({"frames": count * 160, "given_out": given, "seconds": time.perf_counter() - begin,
                   "growth_bytes": max(sizes[-10:]) - sizes[min(4, len(sizes) - 1)],
-                  "first_ms": 1e3 * sorted(times[:part])[part // 2], "last_ms": 1e3 * sorted(times[-part:])[part // 2]}))
+                  "first_ms": 1e3 * sorted(times[:part])[part // 2],
+                  "last_ms": 1e3 * sorted(times[-part:])[part // 2]}))
 """
 )
 

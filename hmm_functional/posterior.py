@@ -236,8 +236,8 @@ def smooth_fixed_lag(
 def look_ahead(chain: Chain, emission: Array, count: int, lag: int, kernel: str = "auto") -> Array:
     """What steps t+1..t+lag say about step t, for t = 0..count-1: (B, count, K), up to a scale a step.
 
-    Compiled code takes the windows for a batch of short sequences. Elsewhere all of them take their steps together, from
-    the far end to the near one. A window's steps past the end of its sequence say nothing.
+    Compiled code takes the windows for a batch of short sequences. Elsewhere all of them take their steps together,
+    from the far end to the near one. A window's steps past the end of its sequence say nothing.
     """
     lag = min(lag, chain.num_steps - 1)
     is_shared = all(tuple(w.shape[:2]) == (1, 1) for w in chain.weights)

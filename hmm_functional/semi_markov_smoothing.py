@@ -25,7 +25,7 @@ class SemiMarkovSmoothState(NamedTuple):
 
     filtering: SemiMarkovStreamState
     log_remaining: Array
-    """(..., P, K, D_max): of the P steps that wait for their look-ahead, log p(z_t, r more steps of it given x_0..t)."""
+    """(..., P, K, D_max): of the P steps that wait, log p(z_t, and that it lasts r more steps, given x_0..t)."""
     log_emission: Array
     """(..., P, K): their emissions. P, at most `lag`, is known to a tracer."""
     lag: int
