@@ -253,7 +253,7 @@ def _windows(chain: Chain, emission: Array, count: int, lag: int, kernel: str) -
     start = backend.full((1, num_states), 0.0, like=emission)
     emission = xp.concat([emission, xp.zeros_like(emission[:, :1, :])], axis=1)
     steps = backend.arange(lag + 1, like=chain.lengths)
-    width = max(1, WORKSPACE // (8 * size * (lag + 1) * num_states))
+    width = max(1, WORKSPACE // max(1, 8 * size * (lag + 1) * num_states))
     parts = []
     for first in range(0, count, width):
         at = first + backend.arange(min(width, count - first), like=chain.lengths)

@@ -216,7 +216,9 @@ class _Streams(HostStreams):
         count, num_states = emission.shape[1:]
         dtype = np.result_type(self.begin, emission)
         is_valid = np.arange(count) < lengths[:, None]
-        wrong = (is_valid[..., None] & ~(emission < inf)).any((1, 2))
+        is_number = emission < inf
+        wrong = (is_valid[..., None] & ~is_number).any((1, 2))
+        emission = np.where(is_number, emission, emission.dtype.type(0))
         top = np.where(emission.max(-1) > -inf, emission.max(-1), 0.0)
         emission = (emission - top[..., None]).astype(dtype)
         lasted, source = (np.zeros((count, self.size, num_states), np.int32) for _ in range(2))
@@ -252,17 +254,17 @@ class _Streams(HostStreams):
 
     def best(self, weights: Any) -> tuple[Any, Any]:
         """The last segment's state and length (B,), the shorter and then the lower state among equals."""
-        cells = np.where(weights > -inf, weights, -inf).swapaxes(1, 2).reshape(self.size, -1).argmax(-1)
+        cells = _joined(np.where(weights > -inf, weights, -inf).swapaxes(1, 2)).argmax(-1)
         return cells % weights.shape[1], cells // weights.shape[1] + 1
 
     def give_out(self) -> tuple[Any, Any]:
         """States and starts (B, m) of the steps that are final now."""
         pending, width = self.num_pending, len(self.durations)
         weights = self.open + self.tail
-        is_alive = (weights > -inf).reshape(self.size, -1)
+        is_alive = _joined(weights > -inf)
         is_lost = ~is_alive.any(-1)
         parting, path, is_start = self.follow(*self.best(weights), ~is_lost & (pending > 0))
-        parting = parting.reshape(self.size, -1)
+        parting = _joined(parting)
         count, remain, forced = trellis.met(parting, is_alive, pending, width, self.given.max_delay)
         found = (np.where(is_lost, -1, path), (is_start & ~is_lost).astype(np.int64))
         states, begins = (trellis.rows_of(x, pending, count) for x in found)
@@ -366,3 +368,8 @@ class _Streams(HostStreams):
         rows = (self.back(np.moveaxis(x, 0, 1)) for x in (self.durations, self.sources))
         parts = (self.back(self.initial), *given[1:3], *messages, *rows, *map(self.back, counts), given.max_delay)
         return SemiMarkovViterbiStreamState._make(parts)
+
+
+def _joined(x: Any) -> Any:
+    """(B, ...) with one axis after the first, of an empty batch too."""
+    return x.reshape(len(x), x.shape[1] * x.shape[2])

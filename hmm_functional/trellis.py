@@ -113,8 +113,10 @@ def forward(
     pointers = np.empty((count, size, num_states), np.int16 if num_states < 2**15 else np.int32)
     is_valid = np.arange(count)[:, None] < lengths
     emission = np.moveaxis(emission, 1, 0)
-    # a stream is not lost by what padding holds
-    wrong = (is_valid[..., None] & ~(emission < inf)).any((0, 2))
+    is_number = emission < inf
+    wrong = (is_valid[..., None] & ~is_number).any((0, 2))
+    if not is_number.all():  # padding may hold anything
+        emission = np.where(is_number, emission, emission.dtype.type(0))
     scale = np.zeros(size)
     if scaling.is_centred:
         top = _finite(emission.max(-1, keepdims=True))

@@ -119,7 +119,6 @@ class StreamingHMMProcessor(nn.Module):
         self.max_delay = None if max_delay is None else need_count("max_delay", max_delay, 0)
         self.scores: nn.Module | None = None
         self.expected_remaining: Tensor | None = None
-        self._kind: Kind = kind_of(isinstance(hmm_model, HSMM), decode)
         self._state: Any = None
         self._recent: Tensor | None = None
         """The frames that the next ones' densities look back at."""
@@ -274,6 +273,10 @@ class StreamingHMMProcessor(nn.Module):
         given = {"frame_rate": self.frame_rate, "max_delay": self.max_delay}
         others = "".join(f", {name}={value}" for name, value in given.items() if value is not None)
         return f"chunk_size={self.chunk_size}, overlap={self.overlap}, decode={self.decode!r}{others}"
+
+    @property
+    def _kind(self) -> Kind:
+        return kind_of(isinstance(self.hmm_model, HSMM), self.decode)
 
     def _begun(self, like: Tensor) -> Any:
         """The state of a stream before its first frame."""
