@@ -52,6 +52,12 @@ def test_shapes_of_semi_markov_models(library):
         state = hf.semi_markov_stream_init(*chain, batch_shape=(0,))
         assert hf.semi_markov_stream_step(state, given[3])[1].expected_remaining.shape == (0, num_steps, 3)
         assert hf.semi_markov_remaining(state).shape == (0, 3, 4)
+        state = hf.semi_markov_smooth_stream_init(*chain, lag=1, batch_shape=(0,))
+        assert hf.semi_markov_smooth_stream_step(state, given[3])[1].shape == (0, num_steps - 1, 3)
+        state = hf.semi_markov_viterbi_stream_init(*chain, batch_shape=(0,))
+        assert hf.semi_markov_viterbi_stream_step(state, given[3])[1].states.shape == (0, 0)
+        state = hf.viterbi_stream_init(*chain[:2], batch_shape=(0,))
+        assert hf.viterbi_stream_step(state, given[3])[1].shape == (0, 0)
 
 
 def test_gradients_are_zero():

@@ -59,9 +59,11 @@ CONSTRUCTORS = {
     "layer topology": (lambda: HMMLayer(2, topology="ring"), "topology"),
     "layer width": (lambda: HMMLayer(2, feature_dim=0), "feature_dim"),
     "decode": (
-        lambda: StreamingHMMProcessor(HMMPyTorch(2), decode="viterbi"),
-        "'posterior' or 'filter', got 'viterbi'",
+        lambda: StreamingHMMProcessor(HMMPyTorch(2), decode="smooth"),
+        "'posterior', 'filter' or 'viterbi', got 'smooth'",
     ),
+    "max_delay": (lambda: StreamingHMMProcessor(HMMPyTorch(2), max_delay=3), "only with decode='viterbi'"),
+    "frame_rate": (lambda: StreamingHMMProcessor(HMMPyTorch(2), frame_rate=0), "frame_rate: .*above 0, got 0"),
     "chunk_size": (lambda: StreamingHMMProcessor(HMMPyTorch(2), chunk_size=0), "chunk_size"),
     "overlap": (lambda: StreamingHMMProcessor(HMMPyTorch(2), overlap=-1), "overlap"),
 }
