@@ -115,7 +115,11 @@ class TorchBackend:
         return x.detach().amax(axis, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 
     def take_along(self, x: Array, indices: Array, axis: int) -> Array:
-        return torch.take_along_dim(x, indices, dim=axis)
+        # torch.take_along_dim would take the remainder of every index first, which costs more than gathering
+        axis %= x.ndim
+        around = [*torch.broadcast_shapes(*(y.shape[:axis] + y.shape[axis + 1 :] for y in (x, indices)))]
+        sizes = [[*around[:axis], y.shape[axis], *around[axis:]] for y in (x, indices)]
+        return torch.gather(x.expand(sizes[0]), axis, indices.expand(sizes[1]))
 
     def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
         if not isinstance(rng, torch.Generator):
