@@ -9,6 +9,7 @@ from ._types import (
     SemiMarkovViterbi,
     Viterbi,
 )
+from .alignment import AlignmentGraph, Topology, state_scores, token_graph, weigh_graph
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
 from .builders import (
     Hierarchy,
@@ -69,6 +70,7 @@ from .transition import Banded, LowRank, Sparse
 from .windows import apply_windows
 
 __all__ = [
+    "AlignmentGraph",
     "Banded",
     "ExpandedChain",
     "Forward",
@@ -84,6 +86,7 @@ __all__ = [
     "SemiMarkovViterbi",
     "Sparse",
     "StreamState",
+    "Topology",
     "Viterbi",
     "apply_windows",
     "bernoulli_log_prob",
@@ -130,11 +133,14 @@ __all__ = [
     "semi_markov_stream_step",
     "semi_markov_viterbi",
     "smooth_fixed_lag",
+    "state_scores",
     "stationary",
     "stream_flush",
     "stream_init",
     "stream_step",
     "student_t_log_prob",
+    "token_graph",
     "viterbi",
     "viterbi_k_best",
+    "weigh_graph",
 ]
