@@ -164,7 +164,14 @@ def token_graph(
 
 
 def targets_of(
-    backend: Backend, targets: Any, target_lengths: Any, like: Array, *, num_symbols: int, fewest: int
+    backend: Backend,
+    targets: Any,
+    target_lengths: Any,
+    like: Array,
+    *,
+    num_symbols: int,
+    fewest: int,
+    may_be_empty: bool = False,
 ) -> tuple[Array, Array]:
     """Tokens (..., N) and how many of them count (...), as integers on the device of `like`; padding is 0.
 
@@ -180,7 +187,7 @@ def targets_of(
     targets = _integers(backend, "targets", targets, like)
     need_shape("targets", targets.shape, (None,), "(..., N) integers")
     most = int(targets.shape[-1])
-    if most < 1:
+    if most < 1 and not may_be_empty:
         raise ValueError(f"targets: expected at least one token, got shape {tuple(targets.shape)}")
     if target_lengths is None:
         numbers = backend.full(tuple(targets.shape[:-1]), most, like=like, dtype=index)

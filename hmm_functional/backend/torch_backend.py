@@ -117,9 +117,10 @@ class TorchBackend:
     def take_along(self, x: Array, indices: Array, axis: int) -> Array:
         # torch.take_along_dim would take the remainder of every index first, which costs more than gathering
         axis %= x.ndim
-        around = [*torch.broadcast_shapes(*(y.shape[:axis] + y.shape[axis + 1 :] for y in (x, indices)))]
-        sizes = [[*around[:axis], y.shape[axis], *around[axis:]] for y in (x, indices)]
-        return torch.gather(x.expand(sizes[0]), axis, indices.expand(sizes[1]))
+        shapes = [y.shape[:axis] + y.shape[axis + 1 :] for y in (x, indices)]
+        around = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        x, indices = (y.expand(*around[:axis], y.shape[axis], *around[axis:]) for y in (x, indices))
+        return torch.gather(x, axis, indices)
 
     def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
         if not isinstance(rng, torch.Generator):
