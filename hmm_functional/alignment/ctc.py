@@ -74,7 +74,7 @@ def ctc_graph(targets: Any, *, like: Array, target_lengths: Any = None, blank: i
     none = backend.full((*targets.shape[:-1], 1), blank, like=like, dtype=index)  # where there is no token at all
     symbol = xp.broadcast_to(gather(backend, xp.concat([targets, none], axis=-1), token), shape)
     labels = xp.where(is_real, symbol, blank)
-    after = xp.concat([labels[..., 2:], xp.full_like(labels[..., :2], blank)], axis=-1)[..., :num_states]
+    after = xp.concat([labels, *[xp.full_like(labels[..., :1], blank)] * 2], axis=-1)[..., 2:]
     moves = (state <= end, state < end, is_token & (state + 2 < end) & (labels != after))
     offsets = (0, 1, 2) if num_states > 1 else (0,)
     bands = xp.stack([xp.broadcast_to(moves[offset], shape) for offset in offsets], axis=-2)

@@ -1,8 +1,7 @@
-"""Long audio cut at the utterances of its transcript: the best CTC path of all of them, found in bounded memory.
+"""Long audio cut at the utterances of its transcript: the best CTC path of all of them, in bounded memory.
 
-The states (2 N + 1) times the frames of an hour are billions of cells. Messages are therefore kept between blocks of
-frames alone, and only where a path may still be the best: what is left out is bounded from above, and where that might
-have won, the search is run again with the score in hand.
+2 N + 1 states times the frames of an hour are billions of cells. Messages are therefore kept between blocks of frames
+alone; on the way back, a block's path is found among the few states that its frames can pass.
 """
 
 from __future__ import annotations
@@ -24,14 +23,12 @@ from ..semiring import MAX
 from ..transition import Banded
 
 _OFFSETS = (0, 1, 2)
-_SLACK = 200.0
-"""Nats below the best bound that a state of the first search may be."""
-_ROUNDING = 1e-9
-"""By what share of the score rounding may lower the bounds of the best path itself."""
+_REACH = _OFFSETS[-1]
+"""States that a path may go on by in a frame."""
 _STEPS = 32
 """Fewest frames of a block."""
 _WIDTH = 256
-"""Widths of blocks are multiples, so that few index tables are made."""
+"""The numbers of states of blocks are multiples, so that few index tables are made."""
 
 
 class CTCSegments(NamedTuple):
@@ -84,9 +81,7 @@ def ctc_segment(
 
     Gradient: none.
 
-    Cost: memory O(T + N + sqrt(T) S) for the S states that may be on the best path at a time, at worst 2 N + 1. Time
-    O(T S), twice where the first search was too narrow. An hour of clear speech takes seconds, as S is then some
-    hundreds.
+    Cost: O(T N) time, in array code, O(sqrt(T) N + T V) memory.
 
     References: Kürzinger et al. 2020 (CTC-segmentation), whose topology takes blanks and tokens together; confidence as
     in their section 2.2, over sliding windows.
@@ -176,148 +171,92 @@ def _means(sums: Any, window: int) -> Any:
     return (sums[width:] - sums[:-width]) / width
 
 
+def _best_path(frames: Any, tokens: Any, free: Any, blank: int, skip_score: float) -> tuple[Any, float]:
+    """States (T,) of the best path, or None, and its score; blanks before the tokens `free` may stand for anything."""
+    labels = np.full(2 * len(tokens) + 1, blank)
+    labels[1::2], labels[2 * free] = tokens, frames.shape[1]
+    frames = np.concatenate([frames, np.maximum(frames[:, blank], skip_score)[:, None]], axis=1)
+    bands = np.zeros((len(_OFFSETS), len(labels)))
+    bands[2, ::2] = -inf
+    bands[2, 1:-2:2][tokens[1:] == tokens[:-1]] = -inf
+    chain = _Chain(frames, labels, bands)
+
+    length = max(_STEPS, int(len(frames) ** 0.5))
+    starts = list(range(0, len(frames) - 1, length))
+    message = _Message(0, frames[0, labels[:2]], 0.0)
+    kept = []
+    for first in starts:
+        kept.append(message)
+        message = chain.advance(message, first, min(first + length, len(frames) - 1))
+    ends = message.scores[len(labels) - 2 - message.low :]
+    score = float(ends.max()) + message.total
+    if score == -inf:
+        return None, score
+    path = np.empty(len(frames), np.int64)
+    path[-1] = len(labels) - 2 + int(np.argmax(ends))
+    for first, message in zip(reversed(starts), reversed(kept), strict=True):
+        last = min(first + length, len(frames) - 1)
+        path[first : last + 1] = chain.trace(message, first, last, int(path[last]))
+    return path, score
+
+
+class _Message(NamedTuple):
+    """Scores of the best paths to states low, low + 1, ..., less `total`; there are none to others."""
+
+    low: int
+    scores: Any
+    total: float
+
+
 @dataclass(frozen=True)
 class _Chain:
-    """The states of all tokens, and frames less what the best symbol of each would score: no term is above 0."""
+    """The states of all tokens."""
 
     frames: Any
-    """(T, V + 1): the last column scores the blanks that may stand for anything."""
+    """(T, V + 1): the last column scores blanks that may stand for anything."""
     labels: Any
     """(S,): the column of each state."""
     bands: Any
     """(3, S)"""
-    ahead: Any
-    """(S,): no path's score after a state is above this."""
 
+    def advance(self, message: _Message, first: int, last: int) -> _Message:
+        """The message of frame `last` from that of frame `first`."""
+        num_states = len(self.labels)
+        high = min(message.low + len(message.scores) + _REACH * (last - first), num_states)
+        # the first state from which there are frames enough to the end
+        low = max(message.low, num_states - 2 - _REACH * (len(self.frames) - 1 - first))
+        begin, end = self._window(low, high)
+        chain = chain_of(*self._arrays(message, first, last, begin, end))
+        call = MessageCall(
+            backend=chain.backend,
+            semiring=MAX,
+            structure=chain.structure,
+            weights=tuple((w,) for w in chain.weights),
+            initial=(chain.initial,),
+            emission=(chain.emission,),
+            lengths=None,
+            last_only=True,
+        )
+        found = chain_messages(call)
+        return _Message(begin, found.last[0][0], message.total + float(found.total[0]))
 
-def _best_path(frames: Any, tokens: Any, free: Any, blank: int, skip_score: float) -> tuple[Any, float]:
-    """States (T,) of the best path, or None, and its score."""
-    num_symbols = frames.shape[1]
-    beside = np.maximum(frames[:, blank], skip_score)
-    top = np.maximum(frames.max(1), beside)
-    if (top == -inf).any():
-        return None, -inf
-    frames = np.concatenate([frames, beside[:, None]], 1) - top[:, None]
-    labels = np.full(2 * len(tokens) + 1, blank)
-    labels[1::2], labels[2 * free] = tokens, num_symbols
-    bands = np.zeros((3, len(labels)))
-    bands[2, ::2] = -inf
-    bands[2, 1:-2:2][tokens[1:] == tokens[:-1]] = -inf
-    best = np.append(0.0, np.cumsum(frames.max(0)[tokens][::-1]))[::-1]  # of the tokens from n on
-    chain = _Chain(frames, labels, bands, best[(np.arange(len(labels)) + 1) // 2])
-    found, score, lost = _search(chain, None)
-    if score < lost:
-        found, score, _ = _search(chain, score - _ROUNDING * (1.0 + abs(score)))
-    return found, score + float(top.sum())
+    def trace(self, message: _Message, first: int, last: int, state: int) -> Any:
+        """States of frames first..last on the best path to `state`."""
+        begin, end = self._window(max(0, state - _REACH * (last - first)), state + 1)
+        initial, transition, emission = self._arrays(message, first, last, begin, end)
+        final = np.where(np.arange(begin, end) == state, 0.0, -inf)
+        return viterbi(initial, transition, emission, log_final=final).states + begin
 
+    def _window(self, low: int, high: int) -> tuple[int, int]:
+        width = min(-(-(high - low) // _WIDTH) * _WIDTH, len(self.labels))
+        low = min(low, len(self.labels) - width)
+        return low, low + width
 
-Message = list[tuple[int, Any]]
-"""Scores of states, as (first state, scores) of intervals; all others have none."""
-
-
-def _search(chain: _Chain, bar: float | None) -> tuple[Any, float, float]:
-    """The best path among the states kept, its score, and a bound of what left them.
-
-    Kept are states whose bound reaches `bar`, or, without one, is not _SLACK below the best.
-    """
-    num_steps, num_states = len(chain.frames), len(chain.labels)
-    length = max(_STEPS, int(num_steps**0.5))
-    starts = list(range(0, num_steps - 1, length))
-    lost = -inf
-    message: Message = [(0, chain.frames[0, chain.labels[:2]])]
-    kept: list[Message] = []
-    for first in starts:
-        message, out = _prune(chain, message, bar, length, num_steps - 1 - first)
-        lost = max(lost, out)
-        kept.append(message)
-        last = min(first + length, num_steps - 1)
-        message = _advance(chain, message, first, last)
-    score, state = -inf, -1
-    for low, part in message:
-        for at in range(max(low, num_states - 2), low + len(part)):
-            if part[at - low] > score:
-                score, state = float(part[at - low]), at
-    if state < 0:
-        return None, -inf, lost
-    path = np.empty(num_steps, np.int64)
-    path[-1] = state
-    for first, message in zip(reversed(starts), reversed(kept), strict=True):
-        last = min(first + length, num_steps - 1)
-        path[first : last + 1] = _trace(chain, message, first, last, int(path[last]))
-    return path, score, lost
-
-
-def _prune(chain: _Chain, message: Message, bar: float | None, length: int, left: int) -> tuple[Message, float]:
-    """What of a message goes on, as intervals that `length` frames do not join, and the bound of what does not."""
-    if not message:
-        return [], -inf
-    low = np.concatenate([np.arange(low, low + len(part)) for low, part in message])
-    scores = np.concatenate([part for _, part in message])
-    # states whose tokens are too many for the frames that are left cannot end
-    scores = np.where(low < len(chain.labels) - 2 - 2 * left, -inf, scores)
-    bounds = scores + chain.ahead[low]
-    least = bounds.max() - _SLACK if bar is None else bar
-    is_kept = (bounds >= least) & (scores > -inf)
-    lost = float(np.where(is_kept, -inf, bounds).max())
-    low, scores = low[is_kept], scores[is_kept]
-    if not len(low):
-        return [], lost
-    found = []
-    for places in np.split(np.arange(len(low)), np.nonzero(np.diff(low) > 2 * length)[0] + 1):
-        begin, end = int(low[places[0]]), int(low[places[-1]]) + 1
-        part = np.full(end - begin, -inf)
-        part[low[places] - begin] = scores[places]
-        found.append((begin, part))
-    return found, lost
-
-
-def _window(chain: _Chain, high: int, width: int) -> tuple[int, int]:
-    """At least `width` states, a multiple of _WIDTH, to high - 1 if there are so many."""
-    width = min(len(chain.labels), -(-width // _WIDTH) * _WIDTH)
-    high = max(high, width)
-    return high - width, high
-
-
-def _given(chain: _Chain, low: int, part: Any, first: int, last: int, ends: tuple[int, int]) -> tuple[Any, Any, Any]:
-    """Initial scores, bands and emissions of a chain over frames first..last whose first message is `part`."""
-    begin, end = ends
-    initial = np.full(end - begin, -inf)
-    cut = part[max(0, begin - low) : end - low]
-    place = max(low - begin, 0)
-    initial[place : place + len(cut)] = cut
-    emission = np.zeros((last - first + 1, end - begin))
-    emission[1:] = chain.frames[first + 1 : last + 1, chain.labels[begin:end]]
-    return initial, chain.bands[:, begin:end], emission
-
-
-def _advance(chain: _Chain, message: Message, first: int, last: int) -> Message:
-    """The message of frame `last` from that of frame `first`."""
-    if not message:
-        return []
-    reach = 2 * (last - first)
-    width = max(len(part) for _, part in message) + reach
-    ends = [_window(chain, min(low + len(part) + reach, len(chain.labels)), width) for low, part in message]
-    given = (_given(chain, low, part, first, last, end) for (low, part), end in zip(message, ends, strict=True))
-    initial, bands, emission = (np.stack(x) for x in zip(*given, strict=True))
-    made = chain_of(initial, Banded(bands[:, None], _OFFSETS), emission)
-    call = MessageCall(
-        backend=made.backend,
-        semiring=MAX,
-        structure=made.structure,
-        weights=tuple((w,) for w in made.weights),
-        initial=(made.initial,),
-        emission=(made.emission,),
-        lengths=None,
-        last_only=True,
-    )
-    found = chain_messages(call)
-    return [(end[0], x) for end, x in zip(ends, found.last[0] + found.total[:, None], strict=True)]
-
-
-def _trace(chain: _Chain, message: Message, first: int, last: int, state: int) -> Any:
-    """States of frames first..last of the best path to `state`."""
-    low, part = next(item for item in reversed(message) if item[0] <= state)
-    ends = _window(chain, state + 1, 2 * (last - first) + 1)
-    initial, bands, emission = _given(chain, low, part, first, last, ends)
-    final = np.where(np.arange(*ends) == state, 0.0, -inf)
-    return viterbi(initial, Banded(bands, _OFFSETS), emission, log_final=final).states + ends[0]
+    def _arrays(self, message: _Message, first: int, last: int, begin: int, end: int) -> tuple[Any, Banded, Any]:
+        """Chain of states begin..end - 1 over frames first..last; `message` holds the first frame's scores."""
+        initial = np.full(end - begin, -inf)
+        low, high = max(begin, message.low), min(end, message.low + len(message.scores))
+        initial[low - begin : high - begin] = message.scores[low - message.low : high - message.low]
+        emission = np.zeros((last - first + 1, end - begin))
+        emission[1:] = self.frames[first + 1 : last + 1, self.labels[begin:end]]
+        return initial, Banded(self.bands[:, begin:end], _OFFSETS), emission
