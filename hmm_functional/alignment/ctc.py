@@ -11,6 +11,7 @@ from ..backend import Array, Backend, backend_of
 from ..chain import lengths_of
 from ..decode import viterbi
 from ..likelihood import log_likelihood
+from ..posterior import forward_backward
 from ..structure import gather
 from ..transition import Banded
 from .graph import AlignmentGraph, log_of, state_scores
@@ -30,6 +31,8 @@ class CTCAlignment(NamedTuple):
     """(..., N) integers: each token's first frame, -1 in the padding."""
     end: Array
     """(..., N) integers: one past each token's last frame, -1 in the padding."""
+    confidence: Array | None
+    """(..., N): the posterior probability that a frame is the token's, mean over its frames; 0 in the padding."""
 
 
 def ctc_graph(targets: Any, *, like: Array, target_lengths: Any = None, blank: int = 0) -> AlignmentGraph:
@@ -146,21 +149,23 @@ def ctc_align(
     lengths: Any = None,
     target_lengths: Any = None,
     blank: int = 0,
+    posteriors: bool = False,
     kernel: str = "auto",
 ) -> CTCAlignment:
     """The most probable path that says the targets: argmax p(x, path), and what it makes of each frame and token.
 
     Args: as `ctc_log_likelihood`.
+        posteriors: whether confidences are wanted, which take two more passes; else None.
 
     Returns:
-        `CTCAlignment(labels (..., T), log_joint (...), token_index (..., T), start (..., N), end (..., N))`, integers
-        int64 (int32 under JAX without x64). Exact ties go to the path that ends in the last token rather than a blank,
+        `CTCAlignment(labels (..., T), log_joint (...), token_index (..., T), start, end, confidence (..., N))`, int64
+        (int32 under JAX without x64) where integers. Exact ties go to the path that ends in the last token rather than a blank,
         and comes to each of its states last. -1, and a log_joint of -inf, where no path is possible; -1 and NaN where
         the sequence holds NaN.
 
     Raises: as `ctc_log_likelihood`; ValueError for more tokens than frames, with both numbers, where they can be read.
 
-    Gradient: of `log_joint`, 1 at each frame's label.
+    Gradient: of `log_joint`, 1 at each frame's label; of confidences as that of posteriors.
 
     Cost: O(B T N) time and memory.
 
@@ -180,11 +185,10 @@ def ctc_align(
         lengths = lengths_of(backend, lengths, log_probs.shape[-2], log_probs)
     _need_room(backend, graph, log_probs, lengths)
     scores = state_scores(graph, log_probs)
-    states, log_joint = viterbi(
-        graph.log_initial, graph.log_transition, scores, lengths=lengths, log_final=graph.log_final, kernel=kernel
-    )
+    chain = (graph.log_initial, graph.log_transition, scores)
+    states, log_joint = viterbi(*chain, lengths=lengths, log_final=graph.log_final, kernel=kernel)
     is_path = states >= 0
-    labels, token_index = (_along(backend, x, states) for x in (graph.labels, graph.token_index))
+    labels, token_index = (xp.where(is_path, _along(backend, x, states), -1) for x in (graph.labels, graph.token_index))
     num_tokens = graph.labels.shape[-1] // 2
     own = 2 * xp.astype(backend.arange(num_tokens, like=log_probs), index) + 1  # the states of the tokens
     states = states[..., None]
@@ -192,7 +196,15 @@ def ctc_align(
     end = xp.sum(xp.astype((states >= 0) & (states <= own), index), axis=-2)
     is_token = (graph.token_index[..., 1::2] >= 0) & xp.any(is_path, axis=-1)[..., None]
     start, end = (xp.where(is_token, x, -1) for x in (start, end))
-    return CTCAlignment(xp.where(is_path, labels, -1), log_joint, xp.where(is_path, token_index, -1), start, end)
+    confidence = None
+    if posteriors:
+        found = forward_backward(*chain, lengths=lengths, log_final=graph.log_final, kernel=kernel).log_posteriors
+        is_own = token_index[..., None] == backend.arange(num_tokens, like=log_probs)
+        total = xp.sum(xp.where(is_own, xp.exp(found[..., 1::2]), 0.0), axis=-2)
+        count = xp.sum(xp.astype(is_own, index), axis=-2)
+        confidence = total / xp.astype(xp.clip(count, min=1), total.dtype)
+        confidence = xp.where(xp.isnan(log_joint)[..., None], xp.nan, confidence)
+    return CTCAlignment(labels, log_joint, token_index, start, end, confidence)
 
 
 def _along(backend: Backend, table: Array, states: Array) -> Array:
