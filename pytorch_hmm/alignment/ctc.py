@@ -214,5 +214,5 @@ class CTCAligner(nn.Module):
     def _span(self, label: Any, start: int, end: int, confidence: float) -> CTCSpan:
         if self.frame_shift is None or start < 0:
             return CTCSpan(label, start, end, None, None, confidence)
-        times = (round(at * self.frame_shift, 9) for at in (start, end))  # 0.06, not 0.06000000000000001
-        return CTCSpan(label, start, end, *times, confidence)
+        begins, ends = (round(at * self.frame_shift, 9) for at in (start, end))  # 0.06, not 0.06000000000000001
+        return CTCSpan(label, start, end, begins, ends, confidence)
