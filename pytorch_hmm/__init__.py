@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .alignment import CTCAligner, CTCSpan
 from .compat import (
     create_duration_constrained_matrix,
     create_left_to_right_matrix,
@@ -64,6 +65,8 @@ __all__ = [
     "Batch",
     "BernoulliEmission",
     "BernoulliHMM",
+    "CTCAligner",
+    "CTCSpan",
     "CategoricalDuration",
     "CategoricalEmission",
     "CategoricalHMM",

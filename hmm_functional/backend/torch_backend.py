@@ -115,7 +115,12 @@ class TorchBackend:
         return x.detach().amax(axis, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 
     def take_along(self, x: Array, indices: Array, axis: int) -> Array:
-        return torch.take_along_dim(x, indices, dim=axis)
+        # torch.take_along_dim would take the remainder of every index first, which costs more than gathering
+        axis %= x.ndim
+        shapes = [y.shape[:axis] + y.shape[axis + 1 :] for y in (x, indices)]
+        around = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        x, indices = (y.expand(*around[:axis], y.shape[axis], *around[axis:]) for y in (x, indices))
+        return torch.gather(x, axis, indices)
 
     def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
         if not isinstance(rng, torch.Generator):
