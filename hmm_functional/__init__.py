@@ -9,6 +9,8 @@ from ._types import (
     SemiMarkovViterbi,
     Viterbi,
 )
+from .alignment.dtw import DTW, dtw, dtw_from_costs
+from .alignment.soft_dtw import soft_dtw, soft_dtw_alignment, soft_dtw_divergence, soft_dtw_from_costs
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
 from .builders import (
     Hierarchy,
@@ -69,6 +71,7 @@ from .transition import Banded, LowRank, Sparse
 from .windows import apply_windows
 
 __all__ = [
+    "DTW",
     "Banded",
     "ExpandedChain",
     "Forward",
@@ -88,6 +91,8 @@ __all__ = [
     "apply_windows",
     "bernoulli_log_prob",
     "categorical_log_prob",
+    "dtw",
+    "dtw_from_costs",
     "duration_chain",
     "duration_constrained",
     "ergodic",
@@ -130,6 +135,10 @@ __all__ = [
     "semi_markov_stream_step",
     "semi_markov_viterbi",
     "smooth_fixed_lag",
+    "soft_dtw",
+    "soft_dtw_alignment",
+    "soft_dtw_divergence",
+    "soft_dtw_from_costs",
     "stationary",
     "stream_flush",
     "stream_init",

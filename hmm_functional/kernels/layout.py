@@ -88,8 +88,28 @@ FRONT = 4
     POSTERIORS,
     DURATION_COUNTS,  # float64* (B, D, K)
     TAIL_COUNTS,
-) = range(78)
-NUM_FIELDS = 78
+    NUM_ROWS,  # of the lattice's kernels
+    NUM_COLUMNS,
+    GRID,  # float64* (B, N, M), scores of cells
+    GRID_BATCH,
+    BOUNDS,  # int64* (B, N, 2), first and last column of each row that may be entered
+    BOUNDS_BATCH,
+    CORNERS,  # int64* (B, 2), last row and column
+    CORNERS_BATCH,
+    OPENS,  # whether ways begin anywhere in the first row
+    ENDS_OPEN,
+    ROW_FEATURES,  # float64* (B, D, rows), rows up to whole strips
+    ROW_FEATURES_BATCH,
+    COLUMN_FEATURES,  # float64* (B, D, columns), last column first, a strip of zeros before and behind
+    COLUMN_FEATURES_BATCH,
+    COLUMN_STRIDE,
+    PATH_LENGTH,
+) = range(94)
+NUM_FIELDS = 94
+
+
+STRIP = 32
+"""Rows of a lattice that are swept together."""
 
 
 def padded(count: int, lanes: int) -> int:

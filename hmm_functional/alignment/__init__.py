@@ -1,0 +1,1 @@
+"""Alignment of sequences with transcripts and with each other."""

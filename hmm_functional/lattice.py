@@ -1,0 +1,359 @@
+"""The one recursion over two axes: all ways through a grid of cells, in the log and max semirings.
+
+With e(i, j) the score of a cell and a step from (i - a, j - b) of weight w,
+
+    S(i, j) = sum over steps of S(i - a, j - b) * e(i, j)^w
+
+and S = e where a way begins. Cells of one anti-diagonal do not depend on each other: the recursion goes over k = i + j,
+and a diagonal is (B, N), cell (i, k - i) at place i. What is not allowed is -inf. Derivatives are shares of ways, sums
+of positive terms:
+
+    total(e) = log of the sum over ways                 its derivative: visits
+    visits(e, g) = sum over b of g_b dtotal_b/de        bend
+    bend(e, v, g) = sum over b of g_b d2total_b/de2 v: the library's own derivative of `visits`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Any, NamedTuple
+
+from .arrays import filled, no_rule
+from .backend import Array, Backend, Primitive
+from .backend.protocol import Shape, batch_size, declare
+from .kernels import lattice as compiled
+from .numerics import logsumexp, multiply, softmax
+from .pairwise import distances
+
+STEPS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "symmetric1": ((1, 1, 1), (0, 1, 1), (1, 0, 1)),
+    "symmetric2": ((1, 1, 2), (0, 1, 1), (1, 0, 1)),
+    "asymmetric": ((1, 0, 1), (1, 1, 1), (1, 2, 1)),
+}
+"""Rows, columns and weight of each step; ties between ways go to the first."""
+
+
+class Spec(NamedTuple):
+    """What a primitive needs to know beside its arrays.
+
+    These are a grid, `bounds` (B, N, 2), the first and last column of each row that may be entered, and `corners`
+    (B, 2), last row and column.
+    """
+
+    pattern: str
+    kernel: str
+    opens: bool = False
+    """Whether a way may begin anywhere in the first row."""
+    ends_open: bool = False
+    """Whether it may end anywhere in the last row, there where it is the best a unit of weight."""
+
+    @property
+    def steps(self) -> tuple[tuple[int, int, int], ...]:
+        """Rows, columns and weight of each."""
+        return STEPS[self.pattern]
+
+    def encode(self) -> str:
+        """As a string, for operators of array libraries."""
+        return f"{self.pattern}|{self.kernel}|{int(self.opens)}|{int(self.ends_open)}"
+
+    @staticmethod
+    def decode(encoded: str) -> Spec:
+        """The Spec that `encode` wrote."""
+        pattern, kernel, *flags = encoded.split("|")
+        return Spec(pattern, kernel, *(flag == "1" for flag in flags))
+
+
+def skew(backend: Backend, x: Array) -> Array:
+    """(B, N, M) as its anti-diagonals (N + M - 1, B, N), -inf where there is no cell."""
+    xp = backend.xp
+    batch, rows, columns = x.shape
+    width = rows + columns
+    x = xp.concat([x, backend.full((batch, rows, rows), -inf, like=x)], axis=-1)
+    x = xp.reshape(x, (batch, rows * width))[:, : rows * (width - 1)]
+    return xp.permute_dims(xp.reshape(x, (batch, rows, width - 1)), (2, 0, 1))
+
+
+def unskew(backend: Backend, x: Array, columns: int) -> Array:
+    """The inverse of `skew`."""
+    xp = backend.xp
+    count, batch, rows = x.shape
+    x = xp.reshape(xp.permute_dims(x, (1, 2, 0)), (batch, rows * count))
+    x = xp.concat([x, xp.zeros_like(x[:, :rows])], axis=-1)
+    return xp.reshape(x, (batch, rows, count + 1))[..., :columns]
+
+
+def _begins(backend: Backend, spec: Spec, scores: Array) -> Array:
+    """(N + M - 1, 1, N): 0 where a way may begin, else -inf."""
+    rows, columns = scores.shape[1:]
+    count = backend.arange(rows + columns - 1, like=scores)[:, None, None]
+    places = backend.arange(rows, like=scores)
+    may = (places == 0) & ((count < columns) if spec.opens else (count == 0))
+    return backend.xp.where(may, backend.full((1, 1, 1), 0.0, like=scores), -inf)
+
+
+def _down(backend: Backend, x: Array) -> Array:
+    """Each row's value moved to the row after it."""
+    return backend.xp.concat([backend.full((x.shape[0], 1), -inf, like=x), x[:, :-1]], axis=1)
+
+
+def _terms(backend: Backend, spec: Spec, earlier: Sequence[Array], e: Array, begin: Array) -> Array:
+    """(B, N, steps + 1): what each step brings to the cells of a diagonal, and beginning there."""
+    found = []
+    for rows, columns, weight in spec.steps:
+        before = earlier[rows + columns - 1]
+        found.append((_down(backend, before) if rows else before) + (e if weight == 1 else weight * e))
+    return backend.xp.stack([*found, begin + e], axis=-1)
+
+
+def reach(spec: Spec) -> int:
+    """Diagonals that a step goes over."""
+    return max(rows + columns for rows, columns, _ in spec.steps)
+
+
+def _forward(backend: Backend, spec: Spec, e: Array, begins: Array, last: Array, *, is_best: bool) -> tuple[Any, Any]:
+    """Of each diagonal S, or the best step where `is_best`, (K, B, N); and S in the last row, (K, B).
+
+    Args:
+        e: (K, B, N).
+        last: (B,), the last row.
+    """
+    xp = backend.xp
+
+    def step(earlier: Any, item: Any) -> tuple[Any, Any]:
+        terms = _terms(backend, spec, earlier, *item)
+        found = xp.max(terms, axis=-1) if is_best else logsumexp(backend, terms)
+        kept = xp.astype(xp.argmax(terms, axis=-1), backend.index_dtype()) if is_best else found
+        return (found, *earlier[:-1]), (kept, backend.take_along(found, last[:, None], 1)[:, 0])
+
+    empty = xp.full_like(e[0, ...], -inf)
+    return backend.scan(step, (empty,) * reach(spec), (e, begins))[1]  # type: ignore[no-any-return]
+
+
+def _total(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    spec, (scores, bounds, corners) = Spec.decode(encoded), arrays
+    if not backend.records((scores,)) and compiled.can_run(backend, spec.kernel, (scores,)):
+        return (backend.asarray(compiled.total(scores, bounds, corners, spec.steps), like=scores),)
+    scores, corners = _entered(backend, scores, bounds, corners)
+    begins = _begins(backend, spec, scores)
+    _, ridge = _forward(backend, spec, skew(backend, scores), begins, corners[:, 0], is_best=False)
+    return (backend.take_along(ridge, (corners[:, 0] + corners[:, 1])[None, :], 0)[0, :],)
+
+
+def _entered(backend: Backend, scores: Array, bounds: Array, corners: Array) -> tuple[Array, Array]:
+    """Scores (B, N, M), -inf where the bounds forbid, and corners (B, 2)."""
+    xp, size = backend.xp, batch_size(x.shape[0] for x in (scores, bounds, corners))
+    columns = backend.arange(scores.shape[2], like=scores)
+    may = (columns >= bounds[..., :1]) & (columns <= bounds[..., 1:])
+    scores = xp.where(may, scores, -inf)
+    return xp.broadcast_to(scores, (size, *scores.shape[1:])), xp.broadcast_to(corners, (size, 2))
+
+
+def _visits(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    spec, (scores, scale, bounds, corners) = Spec.decode(encoded), arrays
+    xp, is_shared = backend.xp, scores.shape[0] == 1
+    if not backend.records((scores,)) and compiled.can_run(backend, spec.kernel, (scores,)):
+        found = backend.asarray(compiled.visits(scores, bounds, corners, spec.steps), like=scores)
+    else:
+        found = _flow(backend, spec, *_entered(backend, scores, bounds, corners))
+    found = multiply(backend, scale[:, None, None], found)
+    return (xp.sum(found, axis=0, keepdims=True) if is_shared and found.shape[0] != 1 else found,)
+
+
+def _flow(backend: Backend, spec: Spec, scores: Array, corners: Array) -> Array:
+    """dtotal/de (B, N, M): each cell's share of ways, spread back over the steps that led to it."""
+    xp = backend.xp
+    _, num_rows, num_columns = scores.shape
+    e, begins = skew(backend, scores), _begins(backend, spec, scores)
+    sums, _ = _forward(backend, spec, e, begins, corners[:, 0], is_best=False)
+    span = reach(spec)
+    before = xp.concat([backend.full((span, *e.shape[1:]), -inf, like=e), sums], axis=0)
+    earlier = tuple(before[span - 1 - n : span - 1 - n + e.shape[0], ...] for n in range(span))
+    count = backend.arange(e.shape[0], like=corners)[:, None]
+    at_end = xp.astype(count == (corners[:, 0] + corners[:, 1])[None, :], e.dtype)
+    in_last = xp.astype(backend.arange(num_rows, like=corners)[None, :] == corners[:, :1], e.dtype)
+
+    def step(waiting: Any, item: Any) -> tuple[Any, Any]:
+        earlier, e, begin, end = item
+        shares = softmax(backend, _terms(backend, spec, earlier, e, begin))
+        here = waiting[0] + end[:, None] * in_last
+        later = [*waiting[1:], xp.zeros_like(here)]
+        visits = here * shares[..., -1]
+        for i, (rows, columns, weight) in enumerate(spec.steps):
+            part = here * shares[..., i]
+            visits = visits + weight * part
+            back = xp.concat([part[:, 1:], xp.zeros_like(part[:, :1])], axis=1) if rows else part
+            later[rows + columns - 1] = later[rows + columns - 1] + back
+        return tuple(later), visits
+
+    start = (xp.zeros_like(e[0, ...]),) * span
+    items = (tuple(xp.flip(x, axis=0) for x in earlier), *(xp.flip(x, axis=0) for x in (e, begins, at_end)))
+    _, visits = backend.scan(step, start, items)
+    return unskew(backend, xp.flip(visits, axis=0), num_columns)
+
+
+def _total_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tangents: Any) -> Sequence[Any]:
+    xp, (scores, bounds, corners) = backend.xp, arrays[:3]
+    size = batch_size(x.shape[0] for x in arrays)
+    ones = backend.full((size,), 1.0, like=scores)
+    apart = xp.broadcast_to(scores, (size, *scores.shape[1:]))
+    (found,) = backend.call(VISITS, encoded, [apart, ones, bounds, corners])
+    (moves,) = filled(backend, [scores], tangents)
+    return [xp.sum(found * moves, axis=(1, 2))]
+
+
+def _total_vjp(
+    backend: Backend, encoded: str, arrays: Any, outputs: Any, cotangents: Any, needed: Any
+) -> Sequence[Any]:
+    if cotangents[0] is None:
+        return [None]
+    return backend.call(VISITS, encoded, [arrays[0], cotangents[0], *arrays[1:3]])
+
+
+def _visits_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tangents: Any) -> Sequence[Any]:
+    scores, scale, bounds, corners = arrays[:4]
+    found: Any = 0.0
+    if tangents[0] is not None:
+        found = backend.call(BEND, encoded, [scores, tangents[0], scale, bounds, corners])[0]
+    if tangents[1] is not None:
+        found = found + backend.call(VISITS, encoded, [scores, tangents[1], bounds, corners])[0]
+    return [found]
+
+
+def _visits_vjp(
+    backend: Backend, encoded: str, arrays: Any, outputs: Any, cotangents: Any, needed: Any
+) -> Sequence[Any]:
+    scores, scale, bounds, corners = arrays[:4]
+    if cotangents[0] is None:
+        return [None, None]
+    bent = change = None
+    if needed[0]:
+        bent = backend.call(BEND, encoded, [scores, cotangents[0], scale, bounds, corners])[0]
+    if needed[1]:
+        change = _total_jvp(backend, encoded, [scores, bounds, corners], (), [cotangents[0]])[0]
+    return [bent, change]
+
+
+def _bend(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    scores, moves, scale, bounds, corners = arrays
+    plain = Spec.decode(encoded)._replace(kernel="reference").encode()
+
+    def visits(scores: Array) -> tuple[Array, ...]:
+        return _visits(backend, plain, [scores, scale, bounds, corners])
+
+    return backend.vjp(visits, [scores], [moves])  # a Hessian is symmetric
+
+
+def _batch_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    return ((batch_size(shape[0] for shape in shapes),),)
+
+
+_THIRD = no_rule("the third derivative of a soft alignment")
+_NOT = no_rule("the derivative of an alignment's path")
+
+TOTAL = declare(
+    Primitive("lattice_total", _total, lambda _: 1, _batch_shapes, lambda _: (True,), _total_jvp, _total_vjp)
+)
+VISITS = declare(
+    Primitive(
+        "lattice_visits",
+        _visits,
+        lambda _: 2,
+        lambda _, shapes: (tuple(shapes[0]),),
+        lambda _: (True,),
+        _visits_jvp,
+        _visits_vjp,
+        num_gradients=lambda _: 1,
+    )
+)
+BEND = declare(
+    Primitive(
+        "lattice_bend",
+        _bend,
+        lambda _: 3,
+        lambda _, shapes: (tuple(shapes[0]),),
+        lambda _: (True,),
+        _THIRD,
+        _THIRD,
+        num_gradients=lambda _: 1,
+    )
+)
+
+
+# the best way
+
+
+def path_length(pattern: str, rows: int, columns: int) -> int:
+    """The most cells a way can have."""
+    return rows if all(step[0] for step in STEPS[pattern]) else rows + columns - 1
+
+
+def _path(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """(B, L, 2): cells (i, j) of the best way, then -1; -1 throughout where there is none.
+
+    The arrays are scores, or features whose Euclidean distances are taken from the scores, and bounds and corners.
+    """
+    spec, (*grid, bounds, corners) = Spec.decode(encoded), arrays
+    rows, columns = grid[0].shape[1], grid[-1].shape[2 if len(grid) == 1 else 1]
+    length = path_length(spec.pattern, rows, columns)
+    if compiled.can_run(backend, spec.kernel, tuple(grid)):
+        unit = (2 if spec.pattern == "symmetric2" else 1) if spec.ends_open else 0
+        found = compiled.path(tuple(grid), bounds, corners, spec.steps, length, spec.opens, unit)
+        return (backend.asarray(found, like=grid[0]),)
+    scores = grid[0] if len(grid) == 1 else -distances(backend, *grid, metric="euclidean", kernel="reference")
+    scores, corners = _entered(backend, scores, bounds, corners)
+    begins = _begins(backend, spec, scores)
+    taken, ridge = _forward(backend, spec, skew(backend, scores), begins, corners[:, 0], is_best=True)
+    cells = _trace(backend, spec, taken, *_end(backend, spec, ridge, corners))
+    return (backend.xp.astype(cells[:, :length, :], backend.index_dtype()),)
+
+
+def _end(backend: Backend, spec: Spec, ridge: Array, corners: Array) -> tuple[Array, Array, Array]:
+    """(B,): row and column a way ends in, and whether there is one."""
+    xp = backend.xp
+    row, column = corners[:, 0], corners[:, 1]
+    if spec.ends_open:
+        count = backend.arange(ridge.shape[0], like=corners)[:, None]
+        is_there = (count >= row) & (count <= row + column)
+        unit = xp.astype(count + 2, ridge.dtype) if spec.pattern == "symmetric2" else 1.0
+        best = xp.argmax(xp.where(is_there, ridge / unit, -inf), axis=0)
+        column = xp.astype(best, row.dtype) - row
+        column = xp.where(column < 0, 0, column)
+    score = backend.take_along(ridge, (row + column)[None, :], 0)[0, :]
+    return row, column, score > -inf
+
+
+def _trace(backend: Backend, spec: Spec, taken: Array, row: Array, column: Array, is_possible: Array) -> Array:
+    """Cells (B, N + M - 1, 2) from the end back along the steps `taken`, in order."""
+    xp, steps = backend.xp, spec.steps
+    back = [backend.asarray([s[i] for s in steps] + [0], like=taken) for i in (0, 1)]
+    back = [xp.astype(x, row.dtype) for x in back]
+
+    def step(carry: Any, item: Any) -> tuple[Any, Any]:
+        (i, j), (count, choice) = carry, item
+        is_here = (i >= 0) & (i + j == count)
+        place = backend.take_along(choice, xp.where(i < 0, 0, i)[:, None], 1)[:, 0]
+        di, dj = (backend.take_along(x, place, 0) for x in back)
+        is_first = place == len(steps)
+        cell = xp.stack([xp.where(is_here, i, -1), xp.where(is_here, j, -1)], axis=-1)
+        i = xp.where(is_here, xp.where(is_first, -1, i - di), i)
+        j = xp.where(is_here, j - dj, j)
+        return (i, j), cell
+
+    start = (xp.where(is_possible, row, -1), column)
+    count = xp.astype(backend.arange(taken.shape[0], like=taken), row.dtype)
+    _, cells = backend.scan(step, start, (xp.flip(count, axis=0), xp.flip(taken, axis=0)))
+    cells = xp.permute_dims(xp.flip(cells, axis=0), (1, 0, 2))
+    order = xp.argsort(xp.astype(cells[..., 0] < 0, row.dtype), axis=1, stable=True)
+    return backend.take_along(cells, order[..., None], 1)
+
+
+def _path_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    rows, columns = shapes[0][1], shapes[0][2] if len(shapes) == 3 else shapes[1][1]
+    (batch,) = _batch_shapes(encoded, shapes)[0]
+    return ((batch, path_length(Spec.decode(encoded).pattern, rows, columns), 2),)
+
+
+PATH = declare(
+    Primitive("lattice_path", _path, lambda _: 0, _path_shapes, lambda _: (False,), _NOT, _NOT, integers=(True,))
+)
