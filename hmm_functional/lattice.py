@@ -10,7 +10,7 @@ of positive terms:
 
     total(e) = log of the sum over ways                 its derivative: visits
     visits(e, g) = sum over b of g_b dtotal_b/de        bend
-    bend(e, v, g) = sum over b of g_b d2total_b/de2 v: the library's own derivative of `visits`
+    bend(e, v, g) = sum over b of g_b d2total_b/de2 v: the same sums with their derivatives along v
 """
 
 from __future__ import annotations
@@ -92,18 +92,21 @@ def _begins(backend: Backend, spec: Spec, scores: Array) -> Array:
     return backend.xp.where(may, backend.full((1, 1, 1), 0.0, like=scores), -inf)
 
 
-def _down(backend: Backend, x: Array) -> Array:
-    """Each row's value moved to the row after it."""
-    return backend.xp.concat([backend.full((x.shape[0], 1), -inf, like=x), x[:, :-1]], axis=1)
+def _terms(
+    backend: Backend, spec: Spec, earlier: Sequence[Array], e: Array, begin: Any, *, none: float = -inf
+) -> Array:
+    """(B, N, steps + 1): what each step brings to the cells of a diagonal, and beginning there.
 
-
-def _terms(backend: Backend, spec: Spec, earlier: Sequence[Array], e: Array, begin: Array) -> Array:
-    """(B, N, steps + 1): what each step brings to the cells of a diagonal, and beginning there."""
-    found = []
+    Args:
+        earlier: S of the diagonals before, the nearest first; or their derivatives, with 0 for `none` and `begin`.
+    """
+    xp, found = backend.xp, []
     for rows, columns, weight in spec.steps:
         before = earlier[rows + columns - 1]
-        found.append((_down(backend, before) if rows else before) + (e if weight == 1 else weight * e))
-    return backend.xp.stack([*found, begin + e], axis=-1)
+        if rows:
+            before = xp.concat([backend.full((before.shape[0], 1), none, like=before), before[:, :-1]], axis=1)
+        found.append(before + (e if weight == 1 else weight * e))
+    return xp.stack([*found, begin + e], axis=-1)
 
 
 def reach(spec: Spec) -> int:
@@ -111,23 +114,31 @@ def reach(spec: Spec) -> int:
     return max(rows + columns for rows, columns, _ in spec.steps)
 
 
-def _forward(backend: Backend, spec: Spec, e: Array, begins: Array, last: Array, *, is_best: bool) -> tuple[Any, Any]:
+def _forward(
+    backend: Backend, spec: Spec, e: Array, moves: Array | None, begins: Array, last: Array, *, is_best: bool
+) -> tuple[Any, Any]:
     """Of each diagonal S, or the best step where `is_best`, (K, B, N); and S in the last row, (K, B).
 
     Args:
         e: (K, B, N).
+        moves: a direction of e, along which derivatives of S are given instead of the last row.
         last: (B,), the last row.
     """
     xp = backend.xp
 
-    def step(earlier: Any, item: Any) -> tuple[Any, Any]:
-        terms = _terms(backend, spec, earlier, *item)
+    def step(carry: Any, item: Any) -> tuple[Any, Any]:
+        (earlier, slopes), (e, move, begin) = carry, item
+        terms = _terms(backend, spec, earlier, e, begin)
         found = xp.max(terms, axis=-1) if is_best else logsumexp(backend, terms)
         kept = xp.astype(xp.argmax(terms, axis=-1), backend.index_dtype()) if is_best else found
-        return (found, *earlier[:-1]), (kept, backend.take_along(found, last[:, None], 1)[:, 0])
+        if move is None:
+            return ((found, *earlier[:-1]), None), (kept, backend.take_along(found, last[:, None], 1)[:, 0])
+        slope = xp.sum(softmax(backend, terms) * _terms(backend, spec, slopes, move, 0.0, none=0.0), axis=-1)
+        return ((found, *earlier[:-1]), (slope, *slopes[:-1])), (kept, slope)
 
-    empty = xp.full_like(e[0, ...], -inf)
-    return backend.scan(step, (empty,) * reach(spec), (e, begins))[1]  # type: ignore[no-any-return]
+    empty = (xp.full_like(e[0, ...], -inf),) * reach(spec)
+    flat = None if moves is None else (xp.zeros_like(e[0, ...]),) * reach(spec)
+    return backend.scan(step, (empty, flat), (e, moves, begins))[1]  # type: ignore[no-any-return]
 
 
 def _total(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
@@ -136,7 +147,7 @@ def _total(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Arr
         return (backend.asarray(compiled.total(scores, bounds, corners, spec.steps), like=scores),)
     scores, corners = _entered(backend, scores, bounds, corners)
     begins = _begins(backend, spec, scores)
-    _, ridge = _forward(backend, spec, skew(backend, scores), begins, corners[:, 0], is_best=False)
+    _, ridge = _forward(backend, spec, skew(backend, scores), None, begins, corners[:, 0], is_best=False)
     return (backend.take_along(ridge, (corners[:, 0] + corners[:, 1])[None, :], 0)[0, :],)
 
 
@@ -155,41 +166,63 @@ def _visits(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Ar
     if not backend.records((scores,)) and compiled.can_run(backend, spec.kernel, (scores,)):
         found = backend.asarray(compiled.visits(scores, bounds, corners, spec.steps), like=scores)
     else:
-        found = _flow(backend, spec, *_entered(backend, scores, bounds, corners))
+        found = _flow(backend, spec, *_entered(backend, scores, bounds, corners), None)
     found = multiply(backend, scale[:, None, None], found)
     return (xp.sum(found, axis=0, keepdims=True) if is_shared and found.shape[0] != 1 else found,)
 
 
-def _flow(backend: Backend, spec: Spec, scores: Array, corners: Array) -> Array:
-    """dtotal/de (B, N, M): each cell's share of ways, spread back over the steps that led to it."""
+def _flow(backend: Backend, spec: Spec, scores: Array, corners: Array, moves: Array | None) -> Array:
+    """dtotal/de (B, N, M): each cell's share of ways, spread back over the steps that led to it.
+
+    Args:
+        moves: a direction of e, along which the derivative of the same is given instead.
+    """
     xp = backend.xp
     _, num_rows, num_columns = scores.shape
-    e, begins = skew(backend, scores), _begins(backend, spec, scores)
-    sums, _ = _forward(backend, spec, e, begins, corners[:, 0], is_best=False)
-    span = reach(spec)
-    before = xp.concat([backend.full((span, *e.shape[1:]), -inf, like=e), sums], axis=0)
-    earlier = tuple(before[span - 1 - n : span - 1 - n + e.shape[0], ...] for n in range(span))
-    count = backend.arange(e.shape[0], like=corners)[:, None]
-    at_end = xp.astype(count == (corners[:, 0] + corners[:, 1])[None, :], e.dtype)
+    e, begins, span = skew(backend, scores), _begins(backend, spec, scores), reach(spec)
+    count = e.shape[0]
+    turn = None if moves is None else skew(backend, moves)
+    turn = None if turn is None else xp.where(e == -inf, 0.0, turn)
+    sums, slopes = _forward(backend, spec, e, turn, begins, corners[:, 0], is_best=False)
+    steps = backend.arange(count, like=corners)[:, None]
+    at_end = xp.astype(steps == (corners[:, 0] + corners[:, 1])[None, :], e.dtype)
     in_last = xp.astype(backend.arange(num_rows, like=corners)[None, :] == corners[:, :1], e.dtype)
 
-    def step(waiting: Any, item: Any) -> tuple[Any, Any]:
-        earlier, e, begin, end = item
-        shares = softmax(backend, _terms(backend, spec, earlier, e, begin))
-        here = waiting[0] + end[:, None] * in_last
+    def before(x: Array, none: float) -> tuple[Array, ...]:
+        """The diagonals 1, 2, ... before each, from the last one on."""
+        x = xp.concat([backend.full((span, *x.shape[1:]), none, like=x), x], axis=0)
+        return tuple(xp.flip(x[span - 1 - n : span - 1 - n + count, ...], axis=0) for n in range(span))
+
+    def passed_on(waiting: Any, here: Array, parts: Array) -> tuple[Any, Array]:
+        """What waits for the diagonals before this one, with these `parts` (B, N, steps + 1); and what is counted."""
         later = [*waiting[1:], xp.zeros_like(here)]
-        visits = here * shares[..., -1]
+        visits = parts[..., -1]
         for i, (rows, columns, weight) in enumerate(spec.steps):
-            part = here * shares[..., i]
+            part = parts[..., i]
             visits = visits + weight * part
             back = xp.concat([part[:, 1:], xp.zeros_like(part[:, :1])], axis=1) if rows else part
             later[rows + columns - 1] = later[rows + columns - 1] + back
         return tuple(later), visits
 
-    start = (xp.zeros_like(e[0, ...]),) * span
-    items = (tuple(xp.flip(x, axis=0) for x in earlier), *(xp.flip(x, axis=0) for x in (e, begins, at_end)))
-    _, visits = backend.scan(step, start, items)
-    return unskew(backend, xp.flip(visits, axis=0), num_columns)
+    def step(carry: Any, item: Any) -> tuple[Any, Any]:
+        (waiting, waiting_slope), (earlier, earlier_slopes, e, move, begin, end) = carry, item
+        shares = softmax(backend, _terms(backend, spec, earlier, e, begin))
+        here = waiting[0] + end[:, None] * in_last
+        later, visits = passed_on(waiting, here, here[..., None] * shares)
+        if move is None:
+            return (later, None), visits
+        change = _terms(backend, spec, earlier_slopes, move, 0.0, none=0.0)
+        change = shares * (change - xp.sum(shares * change, axis=-1, keepdims=True))
+        parts = waiting_slope[0][..., None] * shares + here[..., None] * change
+        later_slope, bent = passed_on(waiting_slope, here, parts)
+        return (later, later_slope), bent
+
+    zeros = (xp.zeros_like(e[0, ...]),) * span
+    start = (zeros, None if turn is None else zeros)
+    own = (xp.flip(e, axis=0), None if turn is None else xp.flip(turn, axis=0))
+    items = (before(sums, -inf), None if turn is None else before(slopes, 0.0), *own)
+    _, found = backend.scan(step, start, (*items, xp.flip(begins, axis=0), xp.flip(at_end, axis=0)))
+    return unskew(backend, xp.flip(found, axis=0), num_columns)
 
 
 def _total_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tangents: Any) -> Sequence[Any]:
@@ -235,13 +268,25 @@ def _visits_vjp(
 
 
 def _bend(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
-    scores, moves, scale, bounds, corners = arrays
-    plain = Spec.decode(encoded)._replace(kernel="reference").encode()
+    xp, (scores, moves, scale, bounds, corners) = backend.xp, arrays
+    is_shared = scores.shape[0] == 1
+    entered, corners = _entered(backend, scores, bounds, corners)
+    found = _flow(backend, Spec.decode(encoded), entered, corners, xp.broadcast_to(moves, entered.shape))
+    found = multiply(backend, scale[:, None, None], found)
+    return (xp.sum(found, axis=0, keepdims=True) if is_shared and found.shape[0] != 1 else found,)
 
-    def visits(scores: Array) -> tuple[Array, ...]:
-        return _visits(backend, plain, [scores, scale, bounds, corners])
 
-    return backend.vjp(visits, [scores], [moves])  # a Hessian is symmetric
+def _bend_jvp(backend: Backend, encoded: str, arrays: Any, outputs: Any, tangents: Any) -> Sequence[Any]:
+    if tangents[0] is not None or tangents[2] is not None:
+        _THIRD()
+    return backend.call(BEND, encoded, [arrays[0], tangents[1], *arrays[2:5]])
+
+
+def _bend_vjp(backend: Backend, encoded: str, arrays: Any, outputs: Any, cotangents: Any, needed: Any) -> Sequence[Any]:
+    if needed[0] or needed[2]:
+        _THIRD()
+    # a Hessian is symmetric
+    return [None, backend.call(BEND, encoded, [arrays[0], cotangents[0], *arrays[2:5]])[0], None]
 
 
 def _batch_shapes(encoded: str, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -273,8 +318,8 @@ BEND = declare(
         lambda _: 3,
         lambda _, shapes: (tuple(shapes[0]),),
         lambda _: (True,),
-        _THIRD,
-        _THIRD,
+        _bend_jvp,
+        _bend_vjp,
         num_gradients=lambda _: 1,
     )
 )
@@ -303,7 +348,7 @@ def _path(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple[Arra
     scores = grid[0] if len(grid) == 1 else -distances(backend, *grid, metric="euclidean", kernel="reference")
     scores, corners = _entered(backend, scores, bounds, corners)
     begins = _begins(backend, spec, scores)
-    taken, ridge = _forward(backend, spec, skew(backend, scores), begins, corners[:, 0], is_best=True)
+    taken, ridge = _forward(backend, spec, skew(backend, scores), None, begins, corners[:, 0], is_best=True)
     cells = _trace(backend, spec, taken, *_end(backend, spec, ridge, corners))
     return (backend.xp.astype(cells[:, :length, :], backend.index_dtype()),)
 

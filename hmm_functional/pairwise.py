@@ -35,7 +35,7 @@ def _distances(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple
     rows = x.shape[1] if backend.name == "jax" else max(1, WORKSPACE // max(1, cells))
     parts = []
     for first in range(0, x.shape[1], rows):
-        gaps = x[:, first : first + rows, None, :] - y[:, None, :, :]
+        gaps = x[:, first : min(first + rows, x.shape[1]), None, :] - y[:, None, :, :]
         parts.append(xp.sum(gaps * gaps, axis=-1))
     found = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
     return (found if metric == "squared" else _root(backend, found),)
