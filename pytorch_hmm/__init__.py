@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .alignment import DTWAligner
 from .compat import (
     create_duration_constrained_matrix,
     create_left_to_right_matrix,
@@ -65,6 +66,7 @@ __all__ = [
     "CategoricalEmission",
     "CategoricalHMM",
     "ContextualNeuralHMM",
+    "DTWAligner",
     "Duration",
     "DurationConstrainedHMM",
     "Emission",

@@ -1,0 +1,5 @@
+"""Aligners as modules."""
+
+from .dtw import DTWAligner, Warping
+
+__all__ = ["DTWAligner", "Warping"]
