@@ -18,7 +18,7 @@ class Warping(NamedTuple):
     path: Tensor
     """(..., L, 2): frames of x and y met together, then -1."""
     warped: Tensor
-    """(..., N, D): y on x's frames, the mean of those that each is paired with; 0 in the padding, NaN without a path."""
+    """(..., N, D): y on x's frames, means of those that each is paired with; 0 in the padding, NaN without a path."""
 
 
 class DTWAligner(nn.Module):

@@ -20,7 +20,8 @@ def as_tensor(name: str, x: Any, *, is_integer: bool = False) -> Tensor:
             raise TypeError(f"{name}: expected numbers, got {type(x).__name__}") from error
     if x.is_complex() or (is_integer and (x.is_floating_point() or x.dtype == torch.bool)):
         raise TypeError(f"{name}: expected {'integers' if is_integer else 'real numbers'}, got {x.dtype}")
-    return x.to(torch.int64 if is_integer else torch.float64)
+    found: Tensor = x.to(torch.int64 if is_integer else torch.float64)
+    return found
 
 
 def pair_of(

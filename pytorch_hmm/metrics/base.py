@@ -14,9 +14,9 @@ T = TypeVar("T", bound=tuple[Tensor, ...])
 class Metric(ABC, Generic[T]):
     """Accumulates over batches: `update`, then `compute`; a part of the data in each process, then `merge`.
 
-    The state is sums in float64 and nothing else, so that update in parts equals update at once, and the states of several
-    processes add up: `torch.distributed.all_reduce(metric.state)` leaves the state of all. Before anything was seen,
-    values are NaN.
+    The state is sums in float64 and nothing else, so that update in parts equals update at once, and the states of
+    several processes add up: `torch.distributed.all_reduce(metric.state)` leaves the state of all. Before anything was
+    seen, values are NaN.
     """
 
     def __init__(self, totals: type[T]) -> None:
@@ -63,7 +63,7 @@ class Metric(ABC, Generic[T]):
         self.state = self.state + torch.stack(sums).to(self.state.device)
 
     def _totals(self) -> T:
-        return self._type(*self.state.unbind())  # type: ignore[call-arg]
+        return self._type(*self.state.unbind())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -140,7 +140,7 @@ def boundary_scores(reference: Any, predicted: Any, *, tolerance: float = 0.02) 
     Example:
         >>> found = boundary_scores([0.1, 0.2, 0.3], [0.11, 0.2, 0.25, 0.5])
         >>> [round(float(x), 3) for x in found]
-        [0.5, 0.667, 0.571, 0.528, 0.333]
+        [0.5, 0.667, 0.571, 0.529, 0.333]
     """
     return _scores(boundary_totals(reference, predicted, tolerance))
 
@@ -162,7 +162,7 @@ class BoundaryScore(Metric[BoundaryTotals]):
 
 
 def alignment_accuracy(reference: Any, predicted: Any, *, tolerance: float = 0.02) -> Tensor:
-    """Share of boundaries at most `tolerance` from the reference's of the same number, as of one transcript aligned twice.
+    """Share of boundaries at most `tolerance` from those of the same number, as of one transcript aligned twice.
 
     Args:
         reference, predicted: (R,) each.

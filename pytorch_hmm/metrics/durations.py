@@ -14,7 +14,7 @@ from .base import Metric, share
 class DurationTotals(NamedTuple):
     """Sums that errors of durations are made of."""
 
-    count: Tensor
+    number: Tensor
     errors: Tensor
     """Of predicted - reference."""
     absolute: Tensor
@@ -50,14 +50,14 @@ def duration_totals(reference: Any, predicted: Any, lengths: Any = None) -> Dura
 
 def _errors(t: DurationTotals) -> DurationErrors:
     def spread(squares: Tensor, sums: Tensor) -> Tensor:
-        found = t.count * squares - sums * sums
+        found = t.number * squares - sums * sums
         # what rounding leaves of a constant is none
-        return torch.where(found > 1e-12 * t.count * squares, found, 0.0)
+        return torch.where(found > 1e-12 * t.number * squares, found, 0.0)
 
     both = spread(t.reference_squares, t.reference).sqrt() * spread(t.predicted_squares, t.predicted).sqrt()
-    correlation = share(t.count * t.products - t.reference * t.predicted, both).clamp(-1, 1)
+    correlation = share(t.number * t.products - t.reference * t.predicted, both).clamp(-1, 1)
     return DurationErrors(
-        share(t.squares, t.count).sqrt(), share(t.absolute, t.count), share(t.errors, t.count), correlation
+        share(t.squares, t.number).sqrt(), share(t.absolute, t.number), share(t.errors, t.number), correlation
     )
 
 

@@ -19,7 +19,7 @@ class ScoreTotals(NamedTuple):
     """What a mean of scores is made of."""
 
     score: Tensor
-    count: Tensor
+    number: Tensor
 
 
 def _library(name: str) -> Any:

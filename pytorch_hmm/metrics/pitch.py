@@ -119,7 +119,7 @@ def pitch_errors(
     Example:
         >>> found = pitch_errors([100.0, 100.0, 0.0, 200.0], [110.0, 130.0, 90.0, 0.0])
         >>> [round(float(x), 4) for x in found]
-        [22.3607, 0.1973, 341.6106, 0.5, 0.5, 0.75]
+        [22.3607, 0.1974, 341.7138, 0.5, 0.5, 0.75]
     """
     options: dict[str, Any] = {"reference_voiced": reference_voiced, "predicted_voiced": predicted_voiced}
     return _errors(pitch_totals(reference, predicted, threshold=threshold, lengths=lengths, **options))
