@@ -13,6 +13,7 @@ from .job import Job, execute
 from .memory import host
 
 LINE, SPAN, STRIP = layout.STRIP + 8, 3, layout.STRIP
+METRICS = ("given", "euclidean", "squared")
 Steps = tuple[tuple[int, int, int], ...]
 
 
@@ -69,7 +70,7 @@ class _Call:
     def __init__(self, size: int, bounds: Array, corners: Array) -> None:
         self.size, self.job = size, Job()
         self.words = self.job.fields
-        self.metric, self.num_features = "given", 0
+        self.num_features = 0
         self.point("BOUNDS", np.ascontiguousarray(host(bounds), np.int64))
         self.point("CORNERS", np.ascontiguousarray(host(corners), np.int64))
 
@@ -81,7 +82,8 @@ class _Call:
 
     def features(self, metric: str, x: Array, y: Array) -> _Call:
         """Of features, in the kernel's layout."""
-        self.metric, self.num_features = metric, x.shape[-1]
+        self.num_features = x.shape[-1]
+        self.words[layout.METRIC] = METRICS.index(metric)
         self.shape = rows, columns = x.shape[1], y.shape[1]
         left = np.zeros((len(x), x.shape[-1], layout.padded(rows, STRIP)))
         left[..., :rows] = np.swapaxes(host(x), 1, 2)
@@ -110,8 +112,8 @@ class _Call:
         self.job.count_tasks(self.size * (strips if kind == "distances" else 1))
         num_threads = min(threads.available(), self.job.num_tasks)
         self.job.scratch(self._room(kind, strips, columns), num_threads)
-        pattern = "".join(str(n) for step in steps for n in step)
-        self.job.entry = compiled.entry("lattice", kind, pattern, self.metric)
+        self.job.point(layout.STEPS, np.array(steps, np.int64))
+        self.job.entry = compiled.entry("lattice", kind)
         execute([self.job], num_threads)
 
     def _room(self, kind: str, strips: int, columns: int) -> int:

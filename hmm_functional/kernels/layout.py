@@ -104,8 +104,10 @@ FRONT = 4
     COLUMN_FEATURES_BATCH,
     COLUMN_STRIDE,
     PATH_LENGTH,
-) = range(94)
-NUM_FIELDS = 94
+    STEPS,  # int64* (3, 3), rows, columns and weight of each step
+    METRIC,  # 0: the grid is given; 1: less Euclidean distances of features; 2: less their squares
+) = range(96)
+NUM_FIELDS = 96
 
 
 STRIP = 32

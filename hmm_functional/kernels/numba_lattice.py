@@ -26,6 +26,7 @@ from .layout import (
     ENDS_OPEN,
     GRID,
     GRID_BATCH,
+    METRIC,
     NUM_COLUMNS,
     NUM_FEATURES,
     NUM_ROWS,
@@ -37,6 +38,7 @@ from .layout import (
     SCRATCH,
     SCRATCH_BYTES,
     STATES,
+    STEPS,
     STRIP,
     TICKET,
     VALUES,
@@ -75,21 +77,14 @@ SPAN = 3
 """Diagonals that a step may go over, at most."""
 
 
-def build(kind: str, pattern: str, metric: str) -> Any:
-    """The kernel `run(fields, thread)`, a pair of sequences a task: "path", "total", "visits" and "distances".
-
-    Args:
-        pattern: three steps as digits, rows, columns and weight of each.
-        metric: "given" scores, or less the "euclidean" distances of features, or their squares, "squared".
-    """
+def build(kind: str) -> Any:
+    """The kernel `run(fields, thread)`, a pair of sequences a task: "path", "total", "visits" and "distances"."""
     ar = arithmetic(types.float64)
     W = ar.lanes
     load, store, const, pointer, iota, splat = ar.load, ar.store, ar.const, ar.pointer, ar.iota, ar.splat
     exp_split, split, power, log_of = ar.exp_split, ar.split, ar.power, ar.log_of
     lowest = ar.lowest
     bytes_at = make_pointer(types.uint8)
-    (a0, b0, w0), (a1, b1, w1), (a2, b2, w2) = (tuple(map(int, pattern[i : i + 3])) for i in (0, 3, 6))
-    is_given, is_root = metric == "given", metric == "euclidean"
     is_path, is_visits = kind == "path", kind == "visits"
 
     @jit
@@ -111,7 +106,7 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             out[r] = grid[min(i0 + r, last) * M + j]
 
     @jit
-    def compare(rows: Any, columns: Any, stride: Any, D: Any, place: Any, out: Any) -> None:
+    def compare(rows: Any, columns: Any, stride: Any, D: Any, place: Any, metric: Any, out: Any) -> None:
         """out[r] = less the distance of row r from the column at `place` + r."""
         zero = const(0.0)
         p, q, r, s = zero, zero, zero, zero
@@ -125,7 +120,7 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             r = fma(x, x, r)
             x = load(rows, of + 3 * W) - load(columns, at + 3 * W)
             s = fma(x, x, s)
-        if is_root:
+        if metric == 1:
             p, q, r, s = root(p), root(q), root(r), root(s)
         store(out, 0, zero - p)
         store(out, W, zero - q)
@@ -150,6 +145,7 @@ def build(kind: str, pattern: str, metric: str) -> Any:
     @jit
     def score(
         grid: Any,
+        metric: Any,
         rows: Any,
         columns: Any,
         stride: Any,
@@ -163,10 +159,10 @@ def build(kind: str, pattern: str, metric: str) -> Any:
         e: Any,
     ) -> None:
         """e[r], the score of (i0 + r, j0 - r), -inf where that may not be entered."""
-        if is_given:
+        if metric == 0:
             gather(grid, M, last, i0, j0, e)
         else:
-            compare(rows, columns, stride, D, M - 1 + STRIP - j0, e)
+            compare(rows, columns, stride, D, M - 1 + STRIP - j0, metric, e)
         for v in range(0, STRIP, W):
             j = splat(float(j0 - v)) - iota()
             x = load(e, v)
@@ -183,6 +179,8 @@ def build(kind: str, pattern: str, metric: str) -> Any:
     @jit
     def sweep(
         grid: Any,
+        metric: Any,
+        steps: Any,
         rows: Any,
         row_stride: Any,
         columns: Any,
@@ -203,6 +201,8 @@ def build(kind: str, pattern: str, metric: str) -> Any:
         e, low, high = scratch, ahead(scratch, STRIP), ahead(scratch, 2 * STRIP)
         choices, mine = ahead(scratch, 3 * STRIP), ahead(scratch, 4 * STRIP)
         width, height = M + STRIP + 16, M + STRIP + SPAN
+        a0, b0, a1, b1, a2, b2 = steps[0], steps[1], steps[3], steps[4], steps[6], steps[7]
+        w0, w1, w2 = splat(float(steps[2])), splat(float(steps[5])), splat(float(steps[8]))
         old, new = ahead(edges, 8), ahead(edges, width + 8)
         for j in range(-8, width - 8):
             old[j] = -inf
@@ -213,7 +213,7 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             for j in range(-8, width - 8):
                 new[j] = -inf
             own = ahead(lines, s * height * LINE if mask < 0 else 0)
-            if not is_given:
+            if metric != 0:
                 strip(rows, row_stride, D, i0, mine)
             for n in range(SPAN):
                 line = ahead(own, (n & mask) * LINE)
@@ -223,16 +223,16 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             bottom = min(last - i0, STRIP - 1)
             for t in range(end - first + STRIP if end >= first else 0):
                 j0 = first + t
-                score(grid, mine, columns, stride, D, M, last, i0, j0, low, high, e)
+                score(grid, metric, mine, columns, stride, D, M, last, i0, j0, low, high, e)
                 line = ahead(own, ((t + SPAN) & mask) * LINE)
                 p0 = ahead(own, ((t + SPAN - a0 - b0) & mask) * LINE)
                 p1 = ahead(own, ((t + SPAN - a1 - b1) & mask) * LINE)
                 p2 = ahead(own, ((t + SPAN - a2 - b2) & mask) * LINE)
                 for v in range(0, STRIP, W):
                     x = load(e, v)
-                    y0 = fma(const(w0), x, load(p0, v + 1 - a0))
-                    y1 = fma(const(w1), x, load(p1, v + 1 - a1))
-                    y2 = fma(const(w2), x, load(p2, v + 1 - a2))
+                    y0 = fma(w0, x, load(p0, v + 1 - a0))
+                    y1 = fma(w1, x, load(p1, v + 1 - a1))
+                    y2 = fma(w2, x, load(p2, v + 1 - a2))
                     if is_path:
                         best = larger(y0, y1)
                         choice = select(y1 > y0, const(1.0), const(0.0))
@@ -262,7 +262,16 @@ def build(kind: str, pattern: str, metric: str) -> Any:
 
     @jit
     def trace(
-        taken: Any, starts: Any, ridge: Any, M: Any, last: Any, corner: Any, ends_open: Any, out: Any, most: Any
+        taken: Any,
+        steps: Any,
+        starts: Any,
+        ridge: Any,
+        M: Any,
+        last: Any,
+        corner: Any,
+        ends_open: Any,
+        out: Any,
+        most: Any,
     ) -> None:
         """The best way's cells, from the first on; `out` holds -1."""
         i, j, height = last, corner, M + STRIP + SPAN
@@ -281,14 +290,9 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             s = i // STRIP
             t = j - int(starts[s]) + i - s * STRIP
             choice = taken[(s * height + t) * STRIP + i - s * STRIP]
-            if choice == 0:
-                i, j = i - a0, j - b0
-            elif choice == 1:
-                i, j = i - a1, j - b1
-            elif choice == 2:
-                i, j = i - a2, j - b2
-            else:
+            if choice > 2:
                 break
+            i, j = i - steps[3 * choice], j - steps[3 * choice + 1]
         for n in range(count // 2):
             m = count - 1 - n
             out[2 * n], out[2 * m] = out[2 * m], out[2 * n]
@@ -296,7 +300,16 @@ def build(kind: str, pattern: str, metric: str) -> Any:
 
     @jit
     def spread(
-        grid: Any, M: Any, bounds: Any, last: Any, corner: Any, scratch: Any, lines: Any, edges: Any, out: Any
+        grid: Any,
+        steps: Any,
+        M: Any,
+        bounds: Any,
+        last: Any,
+        corner: Any,
+        scratch: Any,
+        lines: Any,
+        edges: Any,
+        out: Any,
     ) -> None:
         """Shares of ways through each cell times the weights of the steps into it, back from the end; `out` holds 0."""
         e, low, high = scratch, ahead(scratch, STRIP), ahead(scratch, 2 * STRIP)
@@ -304,6 +317,8 @@ def build(kind: str, pattern: str, metric: str) -> Any:
         here, gone = ahead(scratch, 3 * STRIP), ahead(scratch, 4 * STRIP)
         width, height = M + STRIP + 16, M + STRIP + SPAN
         ring = 4 * LINE
+        a0, b0, a1, b1, a2, b2 = steps[0], steps[1], steps[3], steps[4], steps[6], steps[7]
+        w0, w1, w2 = splat(float(steps[2])), splat(float(steps[5])), splat(float(steps[8]))
         old, new = ahead(edges, 8), ahead(edges, 3 * width + 8)
         for j in range(3 * width):
             old[j - 8] = 0.0
@@ -325,7 +340,7 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             for step in range(times):
                 t = times - 1 - step
                 j0 = first + t
-                score(grid, e, e, 0, 0, M, last, i0, j0, low, high, e)
+                score(grid, 0, e, e, 0, 0, M, last, i0, j0, low, high, e)
                 q0 = ahead(gone, ((t + a0 + b0) & 3) * LINE)
                 q1 = ahead(gone, ring + ((t + a1 + b1) & 3) * LINE)
                 q2 = ahead(gone, 2 * ring + ((t + a2 + b2) & 3) * LINE)
@@ -344,13 +359,13 @@ def build(kind: str, pattern: str, metric: str) -> Any:
                     x, top = load(e, v), load(line, 1 + v)
                     top = select(top > const(-inf), top, const(0.0))
                     share = load(here, v)
-                    y0 = share * exp_of(fma(const(w0), x, load(p0, v + 1 - a0)) - top)
-                    y1 = share * exp_of(fma(const(w1), x, load(p1, v + 1 - a1)) - top)
-                    y2 = share * exp_of(fma(const(w2), x, load(p2, v + 1 - a2)) - top)
+                    y0 = share * exp_of(fma(w0, x, load(p0, v + 1 - a0)) - top)
+                    y1 = share * exp_of(fma(w1, x, load(p1, v + 1 - a1)) - top)
+                    y2 = share * exp_of(fma(w2, x, load(p2, v + 1 - a2)) - top)
                     store(g0, v, y0)
                     store(g1, v, y1)
                     store(g2, v, y2)
-                    store(here, v, fma(const(w0), y0, fma(const(w1), y1, const(w2) * y2)))
+                    store(here, v, fma(w0, y0, fma(w1, y1, w2 * y2)))
                 here[0] += begun
                 for k in range(3):
                     line = ahead(gone, k * ring + (t & 3) * LINE)
@@ -375,7 +390,7 @@ def build(kind: str, pattern: str, metric: str) -> Any:
         room += count * 8
         lines = pointer(room)
         taken = bytes_at(room + 4 * LINE * 8)
-        mask = -1 if is_visits else 3
+        steps, mask = integers(a[STEPS]), -1 if is_visits else 3
         while True:
             b = take_ticket(ticket)
             if b >= a[NUM_TASKS]:
@@ -388,6 +403,8 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             stride = a[COLUMN_STRIDE]
             ridge = sweep(
                 grid,
+                a[METRIC],
+                steps,
                 rows,
                 count * STRIP,
                 columns,
@@ -406,11 +423,11 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             )
             if is_path:
                 found = integers(a[STATES] + b * a[PATH_LENGTH] * 16)
-                trace(taken, starts, ridge, M, last, corner, a[ENDS_OPEN], found, a[PATH_LENGTH])
+                trace(taken, steps, starts, ridge, M, last, corner, a[ENDS_OPEN], found, a[PATH_LENGTH])
             elif is_visits:
                 found = pointer(a[VALUES] + b * N * M * 8)
                 if ridge[corner] > -inf:
-                    spread(grid, M, bounds, last, corner, scratch, lines, edges, found)
+                    spread(grid, steps, M, bounds, last, corner, scratch, lines, edges, found)
             else:
                 pointer(a[VALUES])[b] = ridge[corner]
         return 0
@@ -430,7 +447,7 @@ def build(kind: str, pattern: str, metric: str) -> Any:
             strip(pointer(a[ROW_FEATURES] + b * a[ROW_FEATURES_BATCH] * 8), count * STRIP, D, i0, mine)
             out = pointer(a[VALUES] + b * N * M * 8)
             for j0 in range(M + STRIP - 1):
-                compare(mine, columns, stride, D, M - 1 + STRIP - j0, e)
+                compare(mine, columns, stride, D, M - 1 + STRIP - j0, a[METRIC], e)
                 for r in range(max(0, j0 - M + 1), min(STRIP, N - i0, j0 + 1)):
                     out[(i0 + r) * M + j0 - r] = -e[r]
         return 0
