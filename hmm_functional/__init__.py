@@ -31,6 +31,8 @@ from .alignment import (
     token_graph,
     weigh_graph,
 )
+from .alignment.dtw import DTW, dtw, dtw_from_costs
+from .alignment.soft_dtw import soft_dtw, soft_dtw_alignment, soft_dtw_divergence, soft_dtw_from_costs
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
 from .builders import (
     Hierarchy,
@@ -111,6 +113,7 @@ from .viterbi_streaming import (
 from .windows import apply_windows
 
 __all__ = [
+    "DTW",
     "AlignmentGraph",
     "Banded",
     "CTCAlignment",
@@ -147,6 +150,8 @@ __all__ = [
     "ctc_log_likelihood",
     "ctc_prefix_search",
     "ctc_segment",
+    "dtw",
+    "dtw_from_costs",
     "duration_chain",
     "duration_constrained",
     "ergodic",
@@ -197,6 +202,10 @@ __all__ = [
     "semi_markov_viterbi_stream_reset",
     "semi_markov_viterbi_stream_step",
     "smooth_fixed_lag",
+    "soft_dtw",
+    "soft_dtw_alignment",
+    "soft_dtw_divergence",
+    "soft_dtw_from_costs",
     "soft_monotonic_alignment",
     "state_scores",
     "stationary",

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .alignment import CTCAligner, CTCSpan
+from .alignment import CTCAligner, CTCSpan, DTWAligner
 from .compat import (
     create_duration_constrained_matrix,
     create_left_to_right_matrix,
@@ -71,6 +71,7 @@ __all__ = [
     "CategoricalEmission",
     "CategoricalHMM",
     "ContextualNeuralHMM",
+    "DTWAligner",
     "Duration",
     "DurationConstrainedHMM",
     "Emission",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import hmm_functional as hf
 
+from .metrics import alignment_accuracy, boundary_scores
 from .mixture import MixtureGaussianHMM
 from .report import Progress
 from .streaming import StreamingHMMProcessor
@@ -170,14 +171,15 @@ def streamed_gap(model: MixtureGaussianHMM, features: Tensor, chunk: int = 16, l
 def boundary_hits(found: Any, reference: Any) -> tuple[float, float]:
     """Share of reference boundaries met within 20 ms and 50 ms.
 
-    Each by the one of its own number where there are as many, else by the nearest.
+    Each by the one of its own number where there are as many, else by one that meets no other.
     """
     if not len(found) or not len(reference):
         return 0.0, 0.0
-    is_paired = len(found) == len(reference)
-    gaps = np.abs(reference - found) if is_paired else np.abs(reference[:, None] - found).min(axis=1)
-    # boundaries are multiples of the hop: a little room for rounding
-    return float((gaps <= 0.0201).mean()), float((gaps <= 0.0501).mean())
+    if len(found) == len(reference):
+        near, far = (float(alignment_accuracy(reference, found, tolerance=t)) for t in (0.02, 0.05))
+    else:
+        near, far = (float(boundary_scores(reference, found, tolerance=t).recall) for t in (0.02, 0.05))
+    return near, far
 
 
 def draw(features: Tensor, result: Result, reference: Any | None, path: Path) -> None:
