@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ...io import replace
-from .segment import LabelError, Segment, need_in_order, number, read_text
+from .segment import NUMBER, LabelError, Segment, need_in_order, number, read_text
 
 
 def read_ctm(path: str | os.PathLike[str], channel: str | None = None) -> dict[str, list[Segment]]:
@@ -37,13 +37,11 @@ def read_ctm(path: str | os.PathLike[str], channel: str | None = None) -> dict[s
         name, its_channel, *_ = words
         if words[4] in ("<ALT_BEGIN>", "<ALT>", "<ALT_END>"):
             raise LabelError(f"{where}: alternatives ({words[4]}) are not read")
-        try:
-            start, duration = float(words[2]), float(words[3])
-            confidence = float(words[5]) if len(words) == 6 else math.nan
-        except ValueError:
-            raise LabelError(
-                f"{where}: expected numbers as start, duration and confidence, got {line[:60]!r}"
-            ) from None
+        for word in (*words[2:4], *words[5:]):
+            if not NUMBER.fullmatch(word):
+                raise LabelError(f"{where}: expected a number as start, duration or confidence, got {word[:40]!r}")
+        start, duration = float(words[2]), float(words[3])
+        confidence = float(words[5]) if len(words) == 6 else math.nan
         if channel is None and channels.setdefault(name, its_channel) != its_channel:
             raise LabelError(f"{where}: {name!r} has channels {channels[name]!r} and {its_channel!r}; choose one")
         if channel in (None, its_channel):

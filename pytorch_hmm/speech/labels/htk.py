@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from ...io import replace
@@ -156,8 +157,7 @@ def _segments(path: str | os.PathLike[str], lines: list[tuple[int, str]], level:
     need_in_order(found, lambda n: f"{path}:{places[n]}")
     if level == 1:
         return found
-    ends = [*at[1:], len(found)]
-    longer = zip(at, ends, strict=True)
+    longer = pairwise([*at, len(found)])
     spans = [Segment(names[a][0], found[a].start, found[b - 1].end, names[a][1]) for a, b in longer]
     return [span for span in spans if span.label]
 
