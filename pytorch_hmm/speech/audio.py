@@ -68,11 +68,18 @@ def _missing_bytes(path: Path) -> int:
     size = path.stat().st_size
     with path.open("rb") as file:
         order = {b"RIFF": "<", b"RIFX": ">"}.get(file.read(4))
+        if order is None:
+            return 0
+        (whole,) = struct.unpack(order + "I", file.read(4))
         file.seek(12)
-        while order and len(head := file.read(8)) == 8:
+        while len(head := file.read(8)) == 8:
             (length,) = struct.unpack(order + "I", head[4:])
             start = file.tell()
-            if head[:4] == b"data":  # 0xffffffff: written to a pipe, the length unknown
-                return max(0, start + length - size) if length != 0xFFFFFFFF else 0
+            if head[:4] == b"data":
+                return max(0, start + length - size) if length != _UNKNOWN else 0
             file.seek(start + length + length % 2)
-    return 0
+    return max(0, whole + 8 - size) if whole != _UNKNOWN else 0
+
+
+_UNKNOWN = 0xFFFFFFFF
+"""The length in the header of what was written to a pipe."""
