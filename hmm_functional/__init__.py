@@ -54,6 +54,12 @@ from .semi_markov import (
     semi_markov_sample_posterior,
     semi_markov_viterbi,
 )
+from .semi_markov_smoothing import (
+    SemiMarkovSmoothState,
+    semi_markov_smooth_stream_flush,
+    semi_markov_smooth_stream_init,
+    semi_markov_smooth_stream_step,
+)
 from .semi_markov_streaming import (
     SemiMarkovFiltered,
     SemiMarkovStreamState,
@@ -62,10 +68,24 @@ from .semi_markov_streaming import (
     semi_markov_stream_init,
     semi_markov_stream_step,
 )
+from .semi_markov_viterbi_streaming import (
+    SemiMarkovViterbiStreamState,
+    semi_markov_viterbi_stream_flush,
+    semi_markov_viterbi_stream_init,
+    semi_markov_viterbi_stream_reset,
+    semi_markov_viterbi_stream_step,
+)
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
 from .synthesis import mlpg
 from .transition import Banded, LowRank, Sparse
+from .viterbi_streaming import (
+    ViterbiStreamState,
+    viterbi_stream_flush,
+    viterbi_stream_init,
+    viterbi_stream_reset,
+    viterbi_stream_step,
+)
 from .windows import apply_windows
 
 __all__ = [
@@ -80,11 +100,14 @@ __all__ = [
     "SemiMarkovFiltered",
     "SemiMarkovPath",
     "SemiMarkovPosterior",
+    "SemiMarkovSmoothState",
     "SemiMarkovStreamState",
     "SemiMarkovViterbi",
+    "SemiMarkovViterbiStreamState",
     "Sparse",
     "StreamState",
     "Viterbi",
+    "ViterbiStreamState",
     "apply_windows",
     "bernoulli_log_prob",
     "categorical_log_prob",
@@ -126,9 +149,16 @@ __all__ = [
     "semi_markov_remaining",
     "semi_markov_sample",
     "semi_markov_sample_posterior",
+    "semi_markov_smooth_stream_flush",
+    "semi_markov_smooth_stream_init",
+    "semi_markov_smooth_stream_step",
     "semi_markov_stream_init",
     "semi_markov_stream_step",
     "semi_markov_viterbi",
+    "semi_markov_viterbi_stream_flush",
+    "semi_markov_viterbi_stream_init",
+    "semi_markov_viterbi_stream_reset",
+    "semi_markov_viterbi_stream_step",
     "smooth_fixed_lag",
     "stationary",
     "stream_flush",
@@ -137,4 +167,8 @@ __all__ = [
     "student_t_log_prob",
     "viterbi",
     "viterbi_k_best",
+    "viterbi_stream_flush",
+    "viterbi_stream_init",
+    "viterbi_stream_reset",
+    "viterbi_stream_step",
 ]
