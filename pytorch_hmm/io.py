@@ -34,8 +34,15 @@ def save(model: BaseHMM, path: str | os.PathLike[str]) -> None:
 
 
 def write(path: str | os.PathLike[str], tensors: dict[str, Any], header: dict[str, str]) -> None:
-    """Write tensors and a header to `path`, wholly or not at all."""
-    replace(path, serialized(tensors, header))
+    """Write tensors and a header to `path`, wholly or not at all; the same ones as the same bytes."""
+    content = serialized(tensors, header)
+    size = int.from_bytes(content[:8], "little")
+    described = json.loads(content[8 : 8 + size])
+    # safetensors puts these in an order of chance
+    described["__metadata__"] = dict(sorted(described["__metadata__"].items()))
+    head = json.dumps(described, ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    replace(path, len(head).to_bytes(8, "little") + head + content[8 + size :])
 
 
 def replace(path: str | os.PathLike[str], content: bytes) -> None:
