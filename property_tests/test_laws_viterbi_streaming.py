@@ -172,7 +172,11 @@ def segment_model(rng, num_steps, num_states, longest, zeros):
 @given(seed=seeds, data=st.data())
 def test_segments_are_given_out_as_soon_as_survivors_agree(max_delay, seed, data):
     rng = np.random.default_rng(seed)
-    size, num_states, longest = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
+    size, num_states, longest = (
+        data.draw(st.integers(1, 24)),
+        data.draw(st.integers(1, 4)),
+        data.draw(st.integers(1, 6)),
+    )
     arrays = segment_model(rng, size, num_states, longest, data.draw(st.sampled_from([0.0, 0.2])))
     is_tied = data.draw(st.booleans())
     if is_tied:

@@ -118,9 +118,7 @@ class Segments(Stream):
         return key[1], key[0]
 
     def best(self):
-        return min(
-            self.survivors, key=lambda key: (-(self.survivors[key][0] + self.tail[key]), self.order(key))
-        )
+        return min(self.survivors, key=lambda key: (-(self.survivors[key][0] + self.tail[key]), self.order(key)))
 
 
 def states_of(outputs, counts, num_streams):
