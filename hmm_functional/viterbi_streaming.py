@@ -127,8 +127,9 @@ def viterbi_stream_step(
         all later ones are -1; those given out before cannot be called back.
 
         Where more than `max_delay` steps are pending after the chunk, the older ones are forced: they are given out as
-        the best path so far has them, and only paths through them survive, so that the whole output is one path.
-        `num_forced` counts the steps on which survivors did not agree. What is forced depends on the chunks.
+        the best path so far has them, and of the survivors only those through them go on, so that the whole output is
+        one path. `num_forced` counts the steps on which the survivors left did not agree. What is forced depends on
+        the chunks, and on nothing where every chunk is one step.
 
     Raises:
         TypeError, ValueError: as `log_likelihood`; TypeError for traced arrays.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils import _pytree
 
 import hmm_functional as hf
 
@@ -28,8 +27,10 @@ def kind_of(is_semi_markov: bool, decode: str) -> Kind:
 
 
 def leaves_of(state: Any) -> list[Tensor]:
-    """The tensors of a state."""
-    return list(_pytree.tree_leaves(state))
+    """The tensors of a state, in order."""
+    if isinstance(state, Tensor):
+        return [state]
+    return [leaf for part in state for leaf in leaves_of(part)] if isinstance(state, tuple) else []
 
 
 def with_leaves(state: Any, leaves: Sequence[Tensor]) -> Any:
@@ -38,11 +39,16 @@ def with_leaves(state: Any, leaves: Sequence[Tensor]) -> Any:
     Raises:
         ValueError: too many, too few, or of other ranks.
     """
-    own, spec = _pytree.tree_flatten(state)
-    ranks, wanted = ([x.ndim for x in xs] for xs in (leaves, own))
+    ranks, wanted = ([x.ndim for x in xs] for xs in (leaves, leaves_of(state)))
     if ranks != wanted:
         raise ValueError(f"expected tensors of ranks {wanted}, got {ranks}")
-    return _pytree.tree_unflatten(list(leaves), spec)
+    return _filled(state, iter(leaves))
+
+
+def _filled(state: Any, leaves: Iterator[Tensor]) -> Any:
+    if isinstance(state, Tensor):
+        return next(leaves)
+    return type(state)(*(_filled(part, leaves) for part in state)) if isinstance(state, tuple) else state
 
 
 def _parts(model: Any, like: Tensor) -> tuple[Tensor, ...]:

@@ -129,7 +129,7 @@ def test_errors(build):
     given = zeros if build is hf.semi_markov_viterbi_stream_init else zeros[:2]
     step = hf.semi_markov_viterbi_stream_step if len(given) == 3 else hf.viterbi_stream_step
     flush = hf.semi_markov_viterbi_stream_flush if len(given) == 3 else hf.viterbi_stream_flush
-    with pytest.raises(ValueError, match="max_delay: expected an integer of at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"max_delay: expected an integer of at least 0, got -1"):
         build(*given, max_delay=-1)
     with pytest.raises(ValueError, match=r"log_transition: expected one constant in time|log_transition: .*slot"):
         build(given[0], torch.zeros(4, 2, 2), *given[2:])
@@ -140,7 +140,7 @@ def test_errors(build):
         step(state, torch.zeros(3, 2, dtype=torch.int64))
     with pytest.raises(TypeError, match="log_emission_chunk: expected an array of torch"):
         step(state, np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="lengths: expected values in 0..3, got 4..4"):
+    with pytest.raises(ValueError, match=r"lengths: expected values in 0..3, got 4..4"):
         step(state, torch.zeros(3, 2), 4)
     with pytest.raises(TypeError, match="lengths: expected integers"):
         step(state, torch.zeros(3, 2), 1.5)

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Stream:
-    """What all streams do with their survivors, which are (score, labels of the pending steps) by key, the best first."""
+    """What all streams do with their survivors, which are (score, labels of the pending steps) by key."""
 
     def __init__(self, max_delay=None):
         self.max_delay, self.num_forced, self.num_steps, self.out = max_delay, 0, 0, []
