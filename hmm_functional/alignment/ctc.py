@@ -160,8 +160,8 @@ def ctc_align(
     Returns:
         `CTCAlignment(labels (..., T), log_joint (...), token_index (..., T), start, end, confidence (..., N))`, int64
         (int32 under JAX without x64) where integers. Exact ties go to the path that ends in the last token rather than
-        a blank, and comes to each of its states last. -1, and a log_joint of -inf, where no path is possible; -1 and NaN where
-        the sequence holds NaN.
+        a blank, and comes to each of its states last. -1, and a log_joint of -inf, where no path is possible; -1 and
+        NaN where the sequence holds NaN.
 
     Raises: as `ctc_log_likelihood`; ValueError for more tokens than frames, with both numbers, where they can be read.
 
