@@ -206,7 +206,7 @@ def test_segmentation_is_the_best_path_of_all_states_at_once(is_narrow, seed, da
     """However the search is cut into blocks of frames and windows of states."""
     rng = np.random.default_rng(seed)
     num_utterances, room = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 30))
-    skip_between, skip_score = data.draw(st.booleans()), data.draw(st.sampled_from([0.0, -1.5, -np.inf]))
+    skip_between, skip_score = data.draw(st.booleans()), data.draw(st.sampled_from([None, 0.0, -1.5, -np.inf]))
     utterances = [rng.integers(1, 4, rng.integers(1, 3)) for _ in range(num_utterances)]
     tokens = np.concatenate(utterances)
     num_steps = len(tokens) + int((tokens[1:] == tokens[:-1]).sum()) + room
@@ -223,7 +223,8 @@ def test_segmentation_is_the_best_path_of_all_states_at_once(is_narrow, seed, da
     graph = hf.ctc_graph(tokens, like=log_probs)
     is_free = np.isin(np.arange(len(graph.labels)), 2 * np.append(0, ends if skip_between else ends[-1:]))
     scores = hf.state_scores(graph, log_probs)
-    scores = np.where(is_free, np.maximum(scores, skip_score), scores)
+    anything = log_probs.max(1)[:, None] if skip_score is None else skip_score
+    scores = np.where(is_free, np.maximum(scores, anything), scores)
     best = hf.viterbi(graph.log_initial, graph.log_transition, scores, log_final=graph.log_final)
     np.testing.assert_allclose(found.log_joint, best.log_joint, rtol=1e-12, atol=1e-9)
     index = graph.token_index[best.states]
