@@ -9,7 +9,20 @@ from ._types import (
     SemiMarkovViterbi,
     Viterbi,
 )
-from .alignment import AlignmentGraph, Topology, state_scores, token_graph, weigh_graph
+from .alignment import (
+    AlignmentGraph,
+    Alternatives,
+    Skippable,
+    Topology,
+    TranscriptTokens,
+    Wildcard,
+    stack_graphs,
+    state_scores,
+    token_graph,
+    transcript_graph,
+    transcript_tokens,
+    weigh_graph,
+)
 from .associative import parallel_messages as _parallel  # noqa: F401  (registers its kernel)
 from .builders import (
     Hierarchy,
@@ -71,6 +84,7 @@ from .windows import apply_windows
 
 __all__ = [
     "AlignmentGraph",
+    "Alternatives",
     "Banded",
     "ExpandedChain",
     "Forward",
@@ -84,10 +98,13 @@ __all__ = [
     "SemiMarkovPosterior",
     "SemiMarkovStreamState",
     "SemiMarkovViterbi",
+    "Skippable",
     "Sparse",
     "StreamState",
     "Topology",
+    "TranscriptTokens",
     "Viterbi",
+    "Wildcard",
     "apply_windows",
     "bernoulli_log_prob",
     "categorical_log_prob",
@@ -133,6 +150,7 @@ __all__ = [
     "semi_markov_stream_step",
     "semi_markov_viterbi",
     "smooth_fixed_lag",
+    "stack_graphs",
     "state_scores",
     "stationary",
     "stream_flush",
@@ -140,6 +158,8 @@ __all__ = [
     "stream_step",
     "student_t_log_prob",
     "token_graph",
+    "transcript_graph",
+    "transcript_tokens",
     "viterbi",
     "viterbi_k_best",
     "weigh_graph",
