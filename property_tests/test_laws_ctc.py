@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import hmm_functional as hf
 import hmm_functional.alignment.segmentation as segmentation
 from property_tests.strategies import seeds
-from tests.helpers.alignments import Alignments, Labellings, collapsed
 from tests.helpers.backends import LIBRARIES, as_numpy
+from tests.helpers.labellings import Alignments, Labellings, collapsed
 
 NAMES = ["numpy", "torch", "strict"]  # JAX compiles for each shape, and is held to one in tests/
 

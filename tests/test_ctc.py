@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hmm_functional as hf
-from tests.helpers.alignments import Labellings, collapsed
 from tests.helpers.backends import LIBRARIES, as_numpy
+from tests.helpers.labellings import Labellings, collapsed
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 9, 4))
