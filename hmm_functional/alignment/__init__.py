@@ -1,7 +1,7 @@
 """Which frame belongs to which token of a transcript: banded chains, and what is read off them."""
 
 from .compiler import stack_graphs, transcript_graph
-from .ctc import CTCAlignment, ctc_align, ctc_graph, ctc_log_likelihood
+from .ctc import ctc_align, ctc_graph, ctc_log_likelihood
 from .forced import BoundaryPosteriors, ForcedAlignment, boundary_posteriors, forced_align
 from .graph import ANY, FREE, AlignmentGraph, state_scores, weigh_graph
 from .monotonic import (
@@ -22,7 +22,6 @@ __all__ = [
     "AlignmentGraph",
     "Alternatives",
     "BoundaryPosteriors",
-    "CTCAlignment",
     "CTCSegments",
     "ForcedAlignment",
     "PrefixSearch",
