@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hmm_functional as hf
-from tests.helpers.alignments import Labellings, collapsed
-from tests.helpers.backends import LIBRARIES, as_numpy
+from tests.helpers.backends import LIBRARIES
+from tests.helpers.labellings import Labellings, collapsed
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 9, 4))
@@ -72,9 +72,10 @@ def test_all_libraries_give_torchs_loss_and_the_same_paths(library):
     options = {"lengths": one.array(LENGTHS), "target_lengths": one.array(TARGET_LENGTHS)}
     found = one.numpy(one.call("ctc_log_likelihood", *given, **options))
     np.testing.assert_allclose(found, -torch_loss(torch.from_numpy(LOGITS)).numpy(), rtol=1e-12)
-    best = as_numpy(one, one.call("ctc_align", *given, posteriors=True, **options))
-    expected = hf.ctc_align(FRAMES, TARGETS, lengths=LENGTHS, target_lengths=TARGET_LENGTHS, posteriors=True)
-    for x, y in zip(best, expected, strict=True):
+    best = one.call("ctc_align", *given, **options)
+    best = best._replace(**{name: one.numpy(x) for name, x in best._asdict().items() if x is not None})
+    expected = hf.ctc_align(FRAMES, TARGETS, lengths=LENGTHS, target_lengths=TARGET_LENGTHS)
+    for x, y in zip(best[:5], expected[:5], strict=True):
         np.testing.assert_array_equal(x, y) if x.dtype.kind == "i" else np.testing.assert_allclose(x, y, rtol=1e-12)
     assert (best.labels[1, 6:] == -1).all()
     assert (best.start[1, 2:] == -1).all()

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .._check import need_count, need_floating, need_range, need_shape
 from ..backend import Array, Backend, backend_of
 from ..chain import lengths_of
-from ..decode import viterbi
 from ..likelihood import log_likelihood
-from ..posterior import forward_backward
 from ..structure import gather
 from ..transition import Banded
+from .forced import ForcedAlignment, forced_align
 from .graph import AlignmentGraph, log_of, state_scores
 from .topology import targets_of
-
-
-class CTCAlignment(NamedTuple):
-    """The best path of a CTC model through its frames."""
-
-    labels: Array
-    """(..., T) integers: the symbol of each frame, blank included, -1 in the padding."""
-    log_joint: Array
-    """(...): log p(x, path)."""
-    token_index: Array
-    """(..., T) integers: which token of the targets each frame belongs to, -1 for blanks and padding."""
-    start: Array
-    """(..., N) integers: each token's first frame, -1 in the padding."""
-    end: Array
-    """(..., N) integers: one past each token's last frame, -1 in the padding."""
-    confidence: Array | None
-    """(..., N): the posterior probability that a frame is the token's, mean over its frames; 0 in the padding."""
 
 
 def ctc_graph(targets: Any, *, like: Array, target_lengths: Any = None, blank: int = 0) -> AlignmentGraph:
@@ -151,17 +133,18 @@ def ctc_align(
     blank: int = 0,
     posteriors: bool = False,
     kernel: str = "auto",
-) -> CTCAlignment:
+) -> ForcedAlignment:
     """The most probable path that says the targets: argmax p(x, path), and what it makes of each frame and token.
 
+    It is `forced_align` over `ctc_graph`, which offers more, such as other methods.
+
     Args: as `ctc_log_likelihood`.
-        posteriors: whether confidences are wanted, which take two more passes; else None.
+        posteriors: whether confidences, means and deviations are wanted, which take two more passes; else None.
 
     Returns:
-        `CTCAlignment(labels (..., T), log_joint (...), token_index (..., T), start, end, confidence (..., N))`, int64
-        (int32 under JAX without x64) where integers. Exact ties go to the path that ends in the last token rather than
-        a blank, and comes to each of its states last. -1, and a log_joint of -inf, where no path is possible; -1 and NaN where
-        the sequence holds NaN.
+        `ForcedAlignment(labels (..., T), log_joint (...), token_index (..., T), start (..., N), ...)`; labels hold the
+        blank, too. Exact ties go to the path that ends in the last token rather than a blank, and comes to each of its
+        states last. -1, and a log_joint of -inf, where no path is possible; -1 and NaN where the sequence holds NaN.
 
     Raises: as `ctc_log_likelihood`; ValueError for more tokens than frames, with both numbers, where they can be read.
 
@@ -180,39 +163,22 @@ def ctc_align(
     """
     log_probs, graph = _prepared(log_probs, targets, target_lengths, blank)
     backend = backend_of(log_probs=log_probs)
-    xp, index = backend.xp, backend.index_dtype()
     if lengths is not None:
         lengths = lengths_of(backend, lengths, log_probs.shape[-2], log_probs)
     _need_room(backend, graph, log_probs, lengths)
-    scores = state_scores(graph, log_probs)
-    chain = (graph.log_initial, graph.log_transition, scores)
-    states, log_joint = viterbi(*chain, lengths=lengths, log_final=graph.log_final, kernel=kernel)
-    is_path = states >= 0
-    labels, token_index = (xp.where(is_path, _along(backend, x, states), -1) for x in (graph.labels, graph.token_index))
+    found = forced_align(log_probs, graph, lengths=lengths, posteriors=posteriors, kernel=kernel)
     num_tokens = graph.labels.shape[-1] // 2
-    own = 2 * xp.astype(backend.arange(num_tokens, like=log_probs), index) + 1  # the states of the tokens
-    states = states[..., None]
-    start = xp.sum(xp.astype((states >= 0) & (states < own), index), axis=-2)
-    end = xp.sum(xp.astype((states >= 0) & (states <= own), index), axis=-2)
-    is_token = (graph.token_index[..., 1::2] >= 0) & xp.any(is_path, axis=-1)[..., None]
-    start, end = (xp.where(is_token, x, -1) for x in (start, end))
-    confidence = None
-    if posteriors:
-        found = forward_backward(*chain, lengths=lengths, log_final=graph.log_final, kernel=kernel).log_posteriors
-        is_own = token_index[..., None] == backend.arange(num_tokens, like=log_probs)
-        total = xp.sum(xp.where(is_own, xp.exp(found[..., 1::2]), 0.0), axis=-2)
-        count = xp.sum(xp.astype(is_own, index), axis=-2)
-        confidence = total / xp.astype(xp.clip(count, min=1), total.dtype)
-        confidence = xp.where(xp.isnan(log_joint)[..., None], xp.nan, confidence)
-    return CTCAlignment(labels, log_joint, token_index, start, end, confidence)
 
+    def cut(x: Array | None, fill: float) -> Array | None:
+        """(..., N), of as many tokens as were found to be there."""
+        if x is None or x.shape[-1] == num_tokens:
+            return x
+        if x.shape[-1] > num_tokens:
+            return x[..., :num_tokens]
+        rest = backend.full((*x.shape[:-1], num_tokens - x.shape[-1]), fill, like=x)
+        return backend.xp.concat([x, rest], axis=-1)
 
-def _along(backend: Backend, table: Array, states: Array) -> Array:
-    """table (..., S) at states (..., T), 0 for those of -1."""
-    place = backend.xp.clip(states, min=0)
-    if table.ndim == 1:
-        return gather(backend, table, place)
-    return backend.take_along(table, place, -1)
+    return ForcedAlignment(*found[:3], *(cut(x, -1) for x in found[3:5]), *(cut(x, 0.0) for x in found[5:]))
 
 
 def _prepared(log_probs: Array, targets: Any, target_lengths: Any, blank: int) -> tuple[Array, AlignmentGraph]:

@@ -52,20 +52,22 @@ def ctc_segment(
     utterances: Sequence[Any],
     *,
     blank: int = 0,
-    skip_score: float = 0.0,
+    skip_score: float | None = None,
     skip_between: bool = False,
     window: int = 30,
 ) -> CTCSegments:
     """Start and end of each utterance on the best path through all of them in order, argmax p(x, path).
 
     The path is that of `ctc_align` for all tokens together, but for the blanks before the first utterance and after the
-    last one, which may stand for anything: they score `skip_score` a frame, or the blank's, what is more.
+    last one, which may stand for anything: they score `skip_score` a frame, or as the blank does where that is more.
 
     Args:
         log_probs: (T, V), log p(symbol of frame t), nats; read on the host.
         utterances: U sequences of integers, tokens, each at least one long.
         blank: the symbol that stands for none.
-        skip_score: nats a frame of speech that is not transcribed; 0 is free, -inf forbids it.
+        skip_score: nats a frame of speech that is not transcribed; default the best symbol's of each frame, so that
+            leaving out frames gains nothing over reading them well; 0 is free, as in the reference, and draws the
+            outer utterances together where frames are unsure; -inf forbids it.
         skip_between: whether it may be between utterances, too. This takes longer.
         window: frames over which the confidence takes means.
 
@@ -105,7 +107,7 @@ def ctc_segment(
         raise TypeError("log_probs: expected values that can be read, got a traced array; the search depends on them")
     blank, window = need_count("blank", blank, 0), need_count("window", window, 1)
     need_range("blank", blank, 0, num_symbols - 1)
-    if isnan(skip_score) or skip_score == inf:
+    if skip_score is not None and (isnan(skip_score) or skip_score == inf):
         raise ValueError(f"skip_score: expected a number of nats, or -inf, got {skip_score}")
     parts = [_tokens(f"utterances[{i}]", part, num_symbols, blank) for i, part in enumerate(utterances)]
     if not parts:
@@ -171,11 +173,12 @@ def _means(sums: Any, window: int) -> Any:
     return (sums[width:] - sums[:-width]) / width
 
 
-def _best_path(frames: Any, tokens: Any, free: Any, blank: int, skip_score: float) -> tuple[Any, float]:
+def _best_path(frames: Any, tokens: Any, free: Any, blank: int, skip_score: float | None) -> tuple[Any, float]:
     """States (T,) of the best path, or None, and its score; blanks before the tokens `free` may stand for anything."""
     labels = np.full(2 * len(tokens) + 1, blank)
     labels[1::2], labels[2 * free] = tokens, frames.shape[1]
-    frames = np.concatenate([frames, np.maximum(frames[:, blank], skip_score)[:, None]], axis=1)
+    anything = frames.max(1) if skip_score is None else np.maximum(frames[:, blank], skip_score)
+    frames = np.concatenate([frames, anything[:, None]], axis=1)
     bands = np.zeros((len(_OFFSETS), len(labels)))
     bands[2, ::2] = -inf
     bands[2, 1:-2:2][tokens[1:] == tokens[:-1]] = -inf
