@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import hmm_functional as hf
@@ -16,7 +16,7 @@ from property_tests.strategies import seeds
 from tests.helpers.backends import LIBRARIES, as_numpy
 from tests.helpers.labellings import Alignments, Labellings, collapsed
 
-NAMES = ["numpy", "torch", "strict"]  # JAX compiles for each shape, and is held to one in tests/
+NAMES = ["numpy", "torch"]  # the others are held to these in tests/, JAX compiles for each shape
 
 
 def random_scores(rng, shape, *, zeros=0.0, spread=1.0, is_rounded=False):
@@ -78,7 +78,7 @@ def test_ctc_equals_the_sum_and_the_best_of_all_paths(library, problem):
         np.testing.assert_array_equal(best.token_index == -1, best.labels == blank)
 
 
-@given(seed=seeds, size=st.integers(1, 4), num_steps=st.integers(1, 30), num_symbols=st.integers(2, 6))
+@given(seed=seeds, size=st.integers(1, 4), num_steps=st.integers(1, 12), num_symbols=st.integers(2, 6))
 def test_ctc_equals_torchs_loss_and_its_gradient_of_logits(seed, size, num_steps, num_symbols):
     rng = np.random.default_rng(seed)
     num_tokens, blank = int(rng.integers(1, num_steps + 1)), int(rng.integers(num_symbols))
@@ -106,11 +106,10 @@ def test_ctc_equals_torchs_loss_and_its_gradient_of_logits(seed, size, num_steps
         assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("library", NAMES)
 @given(problem=problems(most_steps=4), data=st.data())
-def test_prefix_search_with_room_for_all_finds_all(library, problem, data):
+def test_prefix_search_with_room_for_all_finds_all(problem, data):
     log_probs, lengths, _, _, blank = problem
-    one, num_results = LIBRARIES[library], data.draw(st.integers(1, 6))
+    one, num_results = LIBRARIES["torch"], data.draw(st.integers(1, 6))
     found = as_numpy(
         one,
         hf.ctc_prefix_search(
@@ -201,7 +200,6 @@ def test_monotonic_alignment_equals_all_alignments(library, seed, size, num_fram
 
 
 @pytest.mark.parametrize("is_narrow", [False, True])
-@settings(max_examples=20)  # each runs several chains of Python steps
 @given(seed=seeds, data=st.data())
 def test_segmentation_is_the_best_path_of_all_states_at_once(is_narrow, seed, data):
     """However the search is cut into blocks of frames and windows of states."""
