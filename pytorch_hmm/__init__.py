@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .alignment import AlignedSegment, AlignedTranscript, ForcedAligner
 from .compat import (
     create_duration_constrained_matrix,
     create_left_to_right_matrix,
@@ -57,6 +58,8 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "HSMM",
+    "AlignedSegment",
+    "AlignedTranscript",
     "BaseHMM",
     "Batch",
     "BernoulliEmission",
@@ -70,6 +73,7 @@ __all__ = [
     "Emission",
     "EmissionHMM",
     "FitReport",
+    "ForcedAligner",
     "GammaDuration",
     "GaussianDuration",
     "GaussianEmission",

@@ -187,8 +187,8 @@ def _share(backend: Backend, terms: Sequence[Array], ways: Ways) -> Array:
 
 
 def _finite(xp: Any, x: Array) -> Array:
-    """The lowest finite number in the place of -inf, so that nothing is above it by more than it is above nothing."""
-    return xp.clip(x, min=float(xp.finfo(x.dtype).min))
+    """A number far below all others in the place of -inf, a few of which add up without overflow."""
+    return xp.clip(x, min=float(xp.finfo(x.dtype).min) / 8.0)
 
 
 def _exp(backend: Backend, x: Array) -> Array:
