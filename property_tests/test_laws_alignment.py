@@ -106,6 +106,6 @@ def test_segments_tile_the_frames_and_padding_is_not_read(targets, extra, seed):
     padded = np.concatenate([emission, np.full((extra, SYMBOLS), np.nan)])
     more = np.concatenate([targets, np.full(extra, 99)]).astype(np.int64)
     found = hf.forced_align(padded, more, lengths=num_steps, target_lengths=len(targets))
-    for one, other in zip(alone[:10], found, strict=False):
+    for one, other in zip(alone, found, strict=True):
         size = one.shape[-1:] or ()
         np.testing.assert_allclose(other[..., : size[0]] if size else other, one, rtol=0, atol=1e-9)

@@ -91,8 +91,9 @@ def test_graphs_stand_for_all_readings_and_alignments(name, place):
         assert_equals_oracle(hf.forced_align(emission, graph), oracle, 1e-11)
 
 
-@pytest.mark.parametrize("library", PUBLIC_LIBRARIES)
-@pytest.mark.parametrize("name", ["gaps", "wildcards"])
+@pytest.mark.parametrize(
+    ("library", "name"), [*((library, "wildcards") for library in PUBLIC_LIBRARIES), ("torch", "gaps")]
+)
 def test_libraries_agree_with_enumeration(library, name):
     emission = np.random.default_rng(3).normal(size=(6, 5))
     own = LIBRARIES[library]
@@ -104,7 +105,6 @@ def test_libraries_agree_with_enumeration(library, name):
         return hf.forced_align(scores, graph)
 
     found = (jax.jit(align) if library == "jax" else align)(scores)
-    found = found._replace(pruned=scores, log_bound=scores)
     assert_equals_oracle(type(found)(*(own.numpy(x) for x in found)), oracle, 1e-11)
 
 
@@ -157,7 +157,7 @@ def test_batches_of_transcripts_equal_single_ones():
     together = hf.forced_align(emission, hf.stack_graphs(graphs), lengths=lengths)
     for i, (graph, length) in enumerate(zip(graphs, lengths, strict=True)):
         alone = hf.forced_align(emission[i, :length], graph)
-        for name, one, all_ in zip(alone._fields[:10], alone, (x[i] for x in together[:10]), strict=False):
+        for name, one, all_ in zip(alone._fields, alone, (x[i] for x in together), strict=True):
             rest = all_[..., one.shape[-1] :] if one.ndim else all_[None][:0]
             same = all_[..., : one.shape[-1]] if one.ndim else all_
             torch.testing.assert_close(same, one, rtol=0, atol=1e-11, msg=name)
@@ -178,7 +178,7 @@ def test_many_lengths_of_transitions_make_sparse_graphs():
     np.testing.assert_allclose(
         best.log_joint, max(hf.forced_align(emission, one, posteriors=False).log_joint for one in plain)
     )
-    assert best.confidence is None
+    assert np.isnan(best.confidence).all()
 
 
 def test_boundary_posteriors_are_those_of_all_alignments():
@@ -243,7 +243,7 @@ def test_traced_calls_agree():
     mapped = torch.func.vmap(align)(*tensors)
     jitted = jax.jit(align)(*map(jnp.asarray, arrays))
     for found in (compiled, mapped, jitted):
-        for name, want, got in zip(wanted._fields[:10], wanted, found, strict=False):
+        for name, want, got in zip(wanted._fields, wanted, found, strict=True):
             np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=1e-12, err_msg=name)
 
 
@@ -252,7 +252,7 @@ def test_padding_and_nan_stay_where_they_are():
     wanted = hf.forced_align(emission, [1, 2], lengths=[7, 4])
     dirty = emission.clone()
     dirty[1, 4:] = torch.nan
-    for want, got in zip(wanted[:10], hf.forced_align(dirty, [1, 2], lengths=[7, 4]), strict=False):
+    for want, got in zip(wanted, hf.forced_align(dirty, [1, 2], lengths=[7, 4]), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
     dirty = emission.clone()
     dirty[0, 3, 1] = torch.nan
@@ -261,7 +261,7 @@ def test_padding_and_nan_stay_where_they_are():
     assert found.confidence[0].isnan().all()
     assert (found.labels[0] == -1).all()
     assert (found.start[0] == -1).all()
-    for want, got in zip(wanted[:10], found, strict=False):
+    for want, got in zip(wanted, found, strict=True):
         torch.testing.assert_close(got[1], want[1], rtol=0, atol=1e-12)
 
 

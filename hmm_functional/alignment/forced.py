@@ -17,7 +17,7 @@ from ..numerics import logsumexp
 from ..transition import Banded, with_weights
 from .beam import beam_path
 from .compiler import graph_edges_of
-from .graph import AlignmentGraph, state_scores
+from .graph import AlignmentGraph, running_sum, state_scores
 from .posteriors import Piece, Tokens, masses, own_posteriors, state_posteriors, tokens_of
 from .topology import Topology, token_graph
 
@@ -43,20 +43,20 @@ class ForcedAlignment(NamedTuple):
     """(..., N) integers: the first frame of each token."""
     end: Array
     """(..., N) integers: the frame after its last one."""
-    confidence: Array | None
+    confidence: Array
     """(..., N): the posterior probability that a frame is the token's, mean over its frames."""
-    start_mean: Array | None
+    start_mean: Array
     """(..., N): mean of the posterior of `start`, frames."""
-    start_deviation: Array | None
+    start_deviation: Array
     """(..., N): standard deviation of the posterior of `start`, frames."""
-    end_mean: Array | None
+    end_mean: Array
     """(..., N): mean of the posterior of `end`, frames."""
-    end_deviation: Array | None
+    end_deviation: Array
     """(..., N): standard deviation of the posterior of `end`, frames."""
-    pruned: Array | None = None
-    """(...): with a beam, the share of the steps' states that were not looked at because of it."""
-    log_bound: Array | None = None
-    """(...): with a beam, what no alignment that was pruned has more log p(x, z) than; -inf where none was pruned."""
+    pruned: Array
+    """(...): the share of the steps' states that were not looked at because of a beam, 0 without."""
+    log_bound: Array
+    """(...): no alignment that a beam pruned has a higher log p(x, z); -inf where none was."""
 
 
 class BoundaryPosteriors(NamedTuple):
@@ -92,7 +92,7 @@ def forced_align(
         method: "viterbi", the alignment of highest log p(x, z); or "posterior", the possible alignment with the most
             frames in their right state on average: it maximises the sum over t of p(z_t given x).
         posteriors: whether confidences, means and deviations are wanted, which take two more passes; else they are
-            None. Default True, and False with a beam, which does not give them.
+            NaN. Default True, and False with a beam, which does not give them.
         beam: nats: every 128 frames, states are given up whose best alignment so far is so much worse than the best
             one. Sequences are then gone through piece by piece, in memory that does not grow with T S. With `inf`
             nothing is given up and the result is exact. The result says in `pruned` and `log_bound` what was given up;
@@ -154,14 +154,16 @@ def forced_align(
     labels, token_index = _frames(backend, graph, log_emission, states, chain.batch_shape, made.has_special)
     flat_index = xp.reshape(token_index, (-1, chain.num_steps))
     start, end = segments(backend, flat_index, made.num_tokens)
-    details: list[Array | None] = [None] * 5
+    details = _unknown(backend, chain.batch_shape, made.num_tokens, scores)
     if posteriors:
         assert piece is not None
         sums = _sums(made, piece, flat_index, start, end)
         details = [
             chain.unflatten(x) for x in _moments(backend, sums, flat_index, start, end, xp.reshape(scores, (-1,)))
         ]
-    return ForcedAlignment(labels, scores, token_index, chain.unflatten(start), chain.unflatten(end), *details)
+    start, end = chain.unflatten(start), chain.unflatten(end)
+    none = xp.zeros_like(backend.stop_gradient(scores))
+    return ForcedAlignment._make((labels, scores, token_index, start, end, *details, none, none - inf))
 
 
 def _frames(
@@ -209,7 +211,7 @@ def _align_in_pieces(
         end = int(ends[place])
         path = beam_path(own, emission[(*place, slice(0, end), slice(None))], beam, kernel)
         if path.log_bound == -inf:
-            _explain(own, path.log_joint, end, list(place))
+            _explain(own, backend.to_numpy(path.log_joint), end, list(place))
         states[(*place, slice(0, end))] = path.states
         paths.append(path)
 
@@ -223,7 +225,12 @@ def _align_in_pieces(
     start, end_ = segments(backend, xp.reshape(token_index, (-1, num_steps)), num_tokens)
     start, end_ = (xp.reshape(x, (*batch, num_tokens)) for x in (start, end_))
     pruned, bound = (numbers([getattr(path, name) for path in paths]) for name in ("pruned", "log_bound"))
-    return ForcedAlignment(labels, scores, token_index, start, end_, None, None, None, None, None, pruned, bound)
+    details = _unknown(backend, batch, num_tokens, scores)
+    return ForcedAlignment._make((labels, scores, token_index, start, end_, *details, pruned, bound))
+
+
+def _unknown(backend: Backend, batch: Any, num_tokens: int, like: Array) -> list[Array]:
+    return [backend.full((*batch, num_tokens), float("nan"), like=like)] * 5
 
 
 def _one(graph: AlignmentGraph, batch: Any, place: Any) -> AlignmentGraph:
@@ -496,7 +503,7 @@ def _confidence(backend: Backend, own: Array, token_index: Array, start: Array, 
     xp = backend.xp
     own = xp.where(token_index < 0, 0.0, own)
     if (dtype := backend.wide_dtype(own)) is not None:
-        sums = xp.cumulative_sum(own, axis=1, dtype=dtype, include_initial=True)
+        sums = running_sum(backend, xp.astype(xp.concat([xp.zeros_like(own[:, :1]), own], axis=1), dtype))
         until, since = (backend.take_along(sums, xp.clip(x, min=0), -1) for x in (end, start))
         total = xp.astype(until - since, own.dtype)
     else:  # differences of sums would cost precision

@@ -151,7 +151,7 @@ class ForcedAligner(nn.Module):
         """
         scores, graph, readings = self._compiled(x, transcripts)
         found = hf.forced_align(scores, graph, lengths=lengths, method=self.method)
-        fields = [field.cpu() for field in found if field is not None]
+        fields = [field.cpu() for field in found]
         if scores.ndim == 2:
             return self._read(fields, readings[0])
         rows = zip(*(field.unbind(0) for field in fields), strict=True)
