@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .alignment import CTCAligner, CTCSpan, DTWAligner
+from .alignment import AlignedSegment, AlignedTranscript, CTCAligner, CTCSpan, DTWAligner, ForcedAligner
 from .compat import (
     create_duration_constrained_matrix,
     create_left_to_right_matrix,
@@ -61,6 +61,8 @@ except PackageNotFoundError:  # a checkout that is not installed
 __all__ = [
     "HSMM",
     "AdaptiveChunks",
+    "AlignedSegment",
+    "AlignedTranscript",
     "BaseHMM",
     "Batch",
     "BernoulliEmission",
@@ -77,6 +79,7 @@ __all__ = [
     "Emission",
     "EmissionHMM",
     "FitReport",
+    "ForcedAligner",
     "GammaDuration",
     "GaussianDuration",
     "GaussianEmission",

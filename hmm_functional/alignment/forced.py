@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._check import need_floating, need_shape
+from .._check import broadcast_batch, need_floating, need_shape
 from ..backend import Array, Backend, backend_of
-from ..chain import Chain, chain_of
+from ..chain import Chain, chain_of, lengths_of
 from ..decode import log_joint, viterbi
 from ..likelihood import backward_pass, forward_pass
 from ..numerics import logsumexp
-from ..transition import with_weights
+from ..transition import Banded, with_weights
+from .beam import beam_path
 from .compiler import graph_edges_of
-from .graph import AlignmentGraph, state_scores
+from .graph import AlignmentGraph, running_sum, state_scores
 from .posteriors import Piece, Tokens, masses, own_posteriors, state_posteriors, tokens_of
 from .topology import Topology, token_graph
 
@@ -42,16 +43,20 @@ class ForcedAlignment(NamedTuple):
     """(..., N) integers: the first frame of each token."""
     end: Array
     """(..., N) integers: the frame after its last one."""
-    confidence: Array | None
+    confidence: Array
     """(..., N): the posterior probability that a frame is the token's, mean over its frames."""
-    start_mean: Array | None
+    start_mean: Array
     """(..., N): mean of the posterior of `start`, frames."""
-    start_deviation: Array | None
+    start_deviation: Array
     """(..., N): standard deviation of the posterior of `start`, frames."""
-    end_mean: Array | None
+    end_mean: Array
     """(..., N): mean of the posterior of `end`, frames."""
-    end_deviation: Array | None
+    end_deviation: Array
     """(..., N): standard deviation of the posterior of `end`, frames."""
+    pruned: Array
+    """(...): the share of the steps' states that were not looked at because of a beam, 0 without."""
+    log_bound: Array
+    """(...): no alignment that a beam pruned has a higher log p(x, z); -inf where none was."""
 
 
 class BoundaryPosteriors(NamedTuple):
@@ -71,7 +76,8 @@ def forced_align(
     target_lengths: Any = None,
     topology: Topology | None = None,
     method: str = "viterbi",
-    posteriors: bool = True,
+    posteriors: bool | None = None,
+    beam: float | None = None,
     kernel: str = "auto",
 ) -> ForcedAlignment:
     """Which frames are which token's: the best alignment z of a transcript by p(x, z), or by posteriors.
@@ -85,7 +91,12 @@ def forced_align(
         topology: states of symbols, and silences; default one state a symbol, no silence. Not with a graph.
         method: "viterbi", the alignment of highest log p(x, z); or "posterior", the possible alignment with the most
             frames in their right state on average: it maximises the sum over t of p(z_t given x).
-        posteriors: whether confidences, means and deviations are wanted, which take two more passes; else None.
+        posteriors: whether confidences, means and deviations are wanted, which take two more passes; else they are
+            NaN. Default True, and False with a beam, which does not give them.
+        beam: nats: every 128 frames, states are given up whose best alignment so far is so much worse than the best
+            one. Sequences are then gone through piece by piece, in memory that does not grow with T S. With `inf`
+            nothing is given up and the result is exact. The result says in `pruned` and `log_bound` what was given up;
+            if log_bound <= log_joint it is exact for certain, and else it may be. Not where calls are traced.
         kernel: as in `log_likelihood`.
 
     Returns:
@@ -115,6 +126,13 @@ def forced_align(
     """
     if method not in _METHODS:
         raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    if beam is not None:
+        if method != "viterbi" or posteriors:
+            raise ValueError("beam: expected none where posteriors are wanted, a beam follows the best alignment alone")
+        if not beam >= 0:
+            raise ValueError(f"beam: expected at least 0 nats, got {beam}")
+        return _align_in_pieces(log_emission, targets, lengths, target_lengths, topology, beam, kernel)
+    posteriors = posteriors is None or posteriors
     made = _problem(log_emission, targets, lengths, target_lengths, topology)
     graph, chain, backend = made.graph, made.chain, made.backend
     xp = backend.xp
@@ -133,26 +151,110 @@ def forced_align(
         assert piece is not None
         states, scores = _most_expected(made, piece, lengths, kernel)
     made.explain(scores)
-    is_state = states >= 0
-    place = xp.where(is_state, states, 0)
-    found = []
-    for x in (graph.labels, graph.token_index):
-        x = xp.broadcast_to(x, (*chain.batch_shape, x.shape[-1]))
-        found.append(xp.where(is_state, backend.take_along(x, place, -1), -1))
-    labels, token_index = found
-    if made.has_special:
-        best = xp.astype(xp.argmax(backend.stop_gradient(log_emission), axis=-1), backend.index_dtype())
-        labels = xp.where(is_state & (labels < 0), best, labels)
+    labels, token_index = _frames(backend, graph, log_emission, states, chain.batch_shape, made.has_special)
     flat_index = xp.reshape(token_index, (-1, chain.num_steps))
     start, end = segments(backend, flat_index, made.num_tokens)
-    details: list[Array | None] = [None] * 5
+    details = _unknown(backend, chain.batch_shape, made.num_tokens, scores)
     if posteriors:
         assert piece is not None
         sums = _sums(made, piece, flat_index, start, end)
         details = [
             chain.unflatten(x) for x in _moments(backend, sums, flat_index, start, end, xp.reshape(scores, (-1,)))
         ]
-    return ForcedAlignment(labels, scores, token_index, chain.unflatten(start), chain.unflatten(end), *details)
+    start, end = chain.unflatten(start), chain.unflatten(end)
+    none = xp.zeros_like(backend.stop_gradient(scores))
+    return ForcedAlignment._make((labels, scores, token_index, start, end, *details, none, none - inf))
+
+
+def _frames(
+    backend: Backend, graph: AlignmentGraph, log_emission: Array, states: Array, batch: Any, has_special: bool
+) -> tuple[Array, Array]:
+    """The columns and tokens (..., T) of a path's frames."""
+    xp = backend.xp
+    is_state = states >= 0
+    place = xp.where(is_state, states, 0)
+    found = []
+    for x in (graph.labels, graph.token_index):
+        x = xp.broadcast_to(x, (*batch, x.shape[-1]))
+        found.append(xp.where(is_state, backend.take_along(x, place, -1), -1))
+    labels, token_index = found
+    if has_special:
+        best = xp.astype(xp.argmax(backend.stop_gradient(log_emission), axis=-1), backend.index_dtype())
+        labels = xp.where(is_state & (labels < 0), best, labels)
+    return labels, token_index
+
+
+def _align_in_pieces(
+    log_emission: Array,
+    targets: Any,
+    lengths: Any,
+    target_lengths: Any,
+    topology: Topology | None,
+    beam: float,
+    kernel: str,
+) -> ForcedAlignment:
+    """`forced_align` with a beam, one sequence after the other."""
+    graph, num_tokens, _, has_special = _compiled(log_emission, targets, target_lengths, topology)
+    backend = backend_of(log_emission=log_emission)
+    xp = backend.xp
+    if backend.is_traced(log_emission, graph.log_initial, graph.labels):
+        raise ValueError("beam: expected none in a traced call, whose windows would depend on data")
+    num_steps = log_emission.shape[-2]
+    ends = None if lengths is None else lengths_of(backend, lengths, num_steps, log_emission)
+    shapes = {"log_emission": log_emission.shape[:-2], "targets": graph.labels.shape[:-1]}
+    batch = broadcast_batch(shapes if ends is None else {**shapes, "lengths": ends.shape})
+    ends = np.broadcast_to(num_steps if ends is None else backend.to_numpy(ends), batch)
+    emission = xp.broadcast_to(log_emission, (*batch, *log_emission.shape[-2:]))
+    paths, states = [], np.full((*batch, num_steps), -1)
+    for place in np.ndindex(*batch):
+        own = _one(graph, batch, place)
+        end = int(ends[place])
+        path = beam_path(own, emission[(*place, slice(0, end), slice(None))], beam, kernel)
+        if path.log_bound == -inf:
+            _explain(own, backend.to_numpy(path.log_joint), end, list(place))
+        states[(*place, slice(0, end))] = path.states
+        paths.append(path)
+
+    def numbers(x: Any) -> Array:
+        found = backend.asarray(np.array(x, np.float64).reshape(batch), like=log_emission)
+        return xp.astype(found, paths[0].log_joint.dtype)
+
+    scores = xp.reshape(xp.stack([path.log_joint for path in paths]), batch)
+    found = xp.astype(backend.asarray(states, like=log_emission), backend.index_dtype())
+    labels, token_index = _frames(backend, graph, emission, found, batch, has_special)
+    start, end_ = segments(backend, xp.reshape(token_index, (-1, num_steps)), num_tokens)
+    start, end_ = (xp.reshape(x, (*batch, num_tokens)) for x in (start, end_))
+    pruned, bound = (numbers([getattr(path, name) for path in paths]) for name in ("pruned", "log_bound"))
+    details = _unknown(backend, batch, num_tokens, scores)
+    return ForcedAlignment._make((labels, scores, token_index, start, end_, *details, pruned, bound))
+
+
+def _unknown(backend: Backend, batch: Any, num_tokens: int, like: Array) -> list[Array]:
+    return [backend.full((*batch, num_tokens), float("nan"), like=like)] * 5
+
+
+def _one(graph: AlignmentGraph, batch: Any, place: Any) -> AlignmentGraph:
+    """One of a batch of graphs."""
+    if not batch:
+        return graph
+    backend = backend_of(log_initial=graph.log_initial)
+    transition: Any = graph.log_transition
+    weights = transition.log_bands if isinstance(transition, Banded) else transition.log_weights
+    rank = 2 if isinstance(transition, Banded) else 1
+
+    def pick(x: Array, own: int) -> Array:
+        shape = tuple(x.shape[x.ndim - own :])
+        return backend.xp.broadcast_to(x, (*batch, *shape))[(*place, *[slice(None)] * own)]
+
+    if weights.ndim > rank:
+        transition = with_weights(transition, pick(weights, rank + 1))
+    return AlignmentGraph(
+        pick(graph.log_initial, 1),
+        transition,
+        pick(graph.log_final, 1),
+        pick(graph.labels, 1),
+        pick(graph.token_index, 1),
+    )
 
 
 def boundary_posteriors(
@@ -229,13 +331,19 @@ class _Problem:
         is_impossible = backend.to_numpy(scores).reshape(-1) == -inf
         if not is_impossible.any():
             return
-        needed = np.broadcast_to(fewest_frames(self.graph), chain.batch_shape).reshape(-1)
         there = backend.to_numpy(chain.lengths)
-        for i in np.flatnonzero(is_impossible & (needed > there)):
+        for i in np.flatnonzero(is_impossible):
             place = [int(n) for n in np.unravel_index(i, chain.batch_shape)] if chain.batch_shape else []
-            where = f" of sequence {place[0] if len(place) == 1 else place}" if place else ""
-            what = f"at least {int(needed[i])} frames" if needed[i] < inf else "an alignment that ends"
-            raise ValueError(f"targets: the transcript{where} needs {what}, log_emission has {int(there[i])}")
+            _explain(_one(self.graph, chain.batch_shape, tuple(place)), -inf, int(there[i]), place)
+
+
+def _explain(graph: AlignmentGraph, score: Any, num_frames: int, place: list[int]) -> None:
+    """Raise ValueError if an impossible alignment has too few frames."""
+    if float(score) != -inf or (needed := float(fewest_frames(graph))) <= num_frames:
+        return
+    where = f" of sequence {place[0] if len(place) == 1 else place}" if place else ""
+    what = f"at least {int(needed)} frames" if needed < inf else "an alignment that ends"
+    raise ValueError(f"targets: the transcript{where} needs {what}, log_emission has {num_frames}")
 
 
 def fewest_frames(graph: AlignmentGraph) -> Any:
@@ -254,28 +362,32 @@ def fewest_frames(graph: AlignmentGraph) -> Any:
             return np.where(np.moveaxis(np.broadcast_to(final, (*batch, final.shape[-1])), -1, 0), frames, inf).min(0)
 
 
-def _problem(
-    log_emission: Array, targets: Any, lengths: Any, target_lengths: Any, topology: Topology | None
-) -> _Problem:
+def _compiled(
+    log_emission: Array, targets: Any, target_lengths: Any, topology: Topology | None
+) -> tuple[AlignmentGraph, int, int, bool]:
+    """The graph, how many tokens, how many states of one at most, and whether a state may have no column."""
     backend = backend_of(log_emission=log_emission)
     need_floating("log_emission", backend.xp, log_emission)
     need_shape("log_emission", log_emission.shape, (None, None), "(..., T, V)")
-    if isinstance(targets, AlignmentGraph):
-        if topology is not None or target_lengths is not None:
-            raise ValueError("topology, target_lengths: expected none beside a graph, which has its own")
-        graph = targets
-        backend_of(log_emission=log_emission, targets=graph.labels)
-        num_tokens = most_states = int(graph.labels.shape[-1])
-        has_special = True
-        if not backend.is_traced(graph.token_index, graph.labels):
-            tokens = backend.to_numpy(graph.token_index)
-            num_tokens = max(int(tokens.max()) + 1, 1)
-            most_states = _most_states(tokens)
-            has_special = bool((backend.to_numpy(graph.labels) < 0).any())
-    else:
+    if not isinstance(targets, AlignmentGraph):
         graph = token_graph(targets, like=log_emission, target_lengths=target_lengths, topology=topology)
-        num_tokens, has_special = _num_tokens(targets), False
         most_states = max((topology or Topology()).symbols(log_emission.shape[-1])[0])
+        return graph, _num_tokens(targets), most_states, False
+    if topology is not None or target_lengths is not None:
+        raise ValueError("topology, target_lengths: expected none beside a graph, which has its own")
+    graph = targets
+    backend_of(log_emission=log_emission, targets=graph.labels)
+    if backend.is_traced(graph.token_index, graph.labels):
+        return graph, int(graph.labels.shape[-1]), int(graph.labels.shape[-1]), True
+    tokens = backend.to_numpy(graph.token_index)
+    has_special = bool((backend.to_numpy(graph.labels) < 0).any())
+    return graph, max(int(tokens.max()) + 1, 1), _most_states(tokens), has_special
+
+
+def _problem(
+    log_emission: Array, targets: Any, lengths: Any, target_lengths: Any, topology: Topology | None
+) -> _Problem:
+    graph, num_tokens, most_states, has_special = _compiled(log_emission, targets, target_lengths, topology)
     emission = state_scores(graph, log_emission)
     chain = chain_of(graph.log_initial, graph.log_transition, emission, lengths=lengths, log_final=graph.log_final)
     if chain.weights[0].shape[1] != 1 and chain.num_steps > 2:
@@ -391,7 +503,7 @@ def _confidence(backend: Backend, own: Array, token_index: Array, start: Array, 
     xp = backend.xp
     own = xp.where(token_index < 0, 0.0, own)
     if (dtype := backend.wide_dtype(own)) is not None:
-        sums = xp.cumulative_sum(own, axis=1, dtype=dtype, include_initial=True)
+        sums = running_sum(backend, xp.astype(xp.concat([xp.zeros_like(own[:, :1]), own], axis=1), dtype))
         until, since = (backend.take_along(sums, xp.clip(x, min=0), -1) for x in (end, start))
         total = xp.astype(until - since, own.dtype)
     else:  # differences of sums would cost precision

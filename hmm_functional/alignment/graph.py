@@ -113,7 +113,7 @@ def weigh_graph(graph: AlignmentGraph, self_loop: Array) -> AlignmentGraph:
         rows = [(stay if offset == 0 else leave)[..., None, :] for offset in transition.offsets]
         bands = transition.log_bands + xp.concat(rows, axis=-2)[..., None, :, :]
         return graph._replace(log_transition=with_weights(transition, bands), log_final=graph.log_final + leave)
-    sources = backend.asarray(transition.sources.values, like=stay)
+    sources = backend.asarray(transition.sources.values.copy(), like=stay)
     is_loop = backend.asarray(transition.sources.values == transition.targets.values, like=stay)
     edges = xp.where(is_loop, gather(backend, stay, sources), gather(backend, leave, sources))
     weights = transition.log_weights + edges[..., None, :]
@@ -125,3 +125,11 @@ def log_of(backend: Backend, is_possible: Array, like: Array) -> Array:
     xp = backend.xp
     zeros = backend.full(tuple(is_possible.shape), 0.0, like=like)
     return xp.where(is_possible, zeros, -inf)
+
+
+def running_sum(backend: Backend, x: Array) -> Array:
+    """Sums (..., N) of the entries up to each; the compatibility layer's own warns under torch.compile."""
+    xp = backend.xp
+    last = x.ndim - 1
+    (found,) = backend.associative_scan(lambda a, b: (a[0] + b[0],), (xp.permute_dims(x, (last, *range(last))),))
+    return xp.permute_dims(found, (*range(1, x.ndim), 0))

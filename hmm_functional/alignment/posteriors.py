@@ -187,11 +187,8 @@ def _share(backend: Backend, terms: Sequence[Array], ways: Ways) -> Array:
 
 
 def _finite(xp: Any, x: Array) -> Array:
-    """A very low finite number in the place of -inf, so that nothing is above it by more than it is above nothing.
-
-    Not the lowest one: sums of a few differences are not to overflow, of which NumPy warns.
-    """
-    return xp.clip(x, min=float(xp.finfo(x.dtype).min) / 8)
+    """A number far below all others in the place of -inf, a few of which add up without overflow."""
+    return xp.clip(x, min=float(xp.finfo(x.dtype).min) / 8.0)
 
 
 def _exp(backend: Backend, x: Array) -> Array:

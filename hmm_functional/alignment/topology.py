@@ -13,7 +13,7 @@ from .._check import broadcast_batch, need_count, need_integers, need_range, nee
 from ..backend import Array, Backend, backend_of, find_backend
 from ..structure import gather
 from ..transition import Banded
-from .graph import AlignmentGraph, log_of, weigh_graph
+from .graph import AlignmentGraph, log_of, running_sum, weigh_graph
 
 _PLACES = ("ends", "words", "tokens")
 
@@ -261,7 +261,7 @@ def _states(
     elements = backend.arange(symbol.shape[-1], like=symbol)
     length = xp.astype(gather(backend, backend.asarray(counts, like=symbol), symbol), index)
     length = xp.where(elements < number[..., None], length, 0)
-    ends = xp.cumulative_sum(length, axis=-1)
+    ends = running_sum(backend, length)
     is_uniform = min(counts) == max(counts)
     if is_uniform:
         num_states = symbol.shape[-1] * counts[0]

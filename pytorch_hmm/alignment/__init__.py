@@ -2,5 +2,14 @@
 
 from .ctc import CTCAligner, CTCSpan
 from .dtw import DTWAligner, Warping
+from .forced import AlignedSegment, AlignedTranscript, ForcedAligner
 
-__all__ = ["CTCAligner", "CTCSpan", "DTWAligner", "Warping"]
+__all__ = [
+    "AlignedSegment",
+    "AlignedTranscript",
+    "CTCAligner",
+    "CTCSpan",
+    "DTWAligner",
+    "ForcedAligner",
+    "Warping",
+]

@@ -101,7 +101,7 @@ class Alignments:
     def __init__(self, log_emission, transcript, *, are_words=True, silence=None, places="words", self_loop=None):
         emission = np.asarray(log_emission, WIDE)
         num_steps = len(emission)
-        weights, labels, tokens = [], [], []
+        weights, labels, tokens, known = [], [], [], {}
         for said in say(transcript, are_words=are_words):
             for parts in with_silences(said, silence, places):
                 states = [(index, *state) for index, _, own in parts for state in own]
@@ -125,6 +125,12 @@ class Alignments:
                         for (_, column, _), d in zip(states, durations, strict=True):
                             if not isinstance(column, str):
                                 terms = terms + (d - 1) * _log(self_loop[column]) + _log(1 - self_loop[column])
+                    begins = np.flatnonzero([s == 0 or states[s][0] != states[s - 1][0] for s in range(len(states))])
+                    key = tuple((states[s][0], s - begins[begins <= s][-1]) for s in path)
+                    if key in known:  # another reading that says the same
+                        weights[known[key]] = log_sum([weights[known[key]], terms])
+                        continue
+                    known[key] = len(weights)
                     weights.append(terms)
                     labels.append(columns)
                     tokens.append([states[s][0] for s in path])
