@@ -40,6 +40,8 @@ def test_ends_may_be_open(kernel):
 def test_the_best_end_is_the_best_a_unit(kernel):
     costs = torch.tensor([[1.0, 2.9, 0.5]])  # 1 / 2, 3.9 / 3, 4.4 / 4
     assert hf.dtw_from_costs(costs, open_end=True, kernel=kernel).path[0].tolist() == [0, 0]
+    costs = torch.tensor([[3.0, 1.8]])  # 3 / 2, 4.8 / 3
+    assert hf.dtw_from_costs(costs, open_end=True, kernel=kernel).distance == 3
     costs = torch.tensor([[3.0, 1.0, 1.0]])  # 3 / 2, 4 / 3, 5 / 4
     assert hf.dtw_from_costs(costs, open_end=True, kernel=kernel).distance == 5
 
@@ -103,6 +105,15 @@ def test_batches_and_dtypes():
     apart = X[0].expand(2, 3, 2).clone().requires_grad_()
     hf.soft_dtw(apart, Y).sum().backward()
     torch.testing.assert_close(x.grad, apart.grad.sum(0))
+
+
+@KERNELS
+def test_steps_in_both_weigh_twice(kernel):
+    costs = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)  # three paths, of equal weight
+    found = hf.soft_dtw_from_costs(costs, step_pattern="symmetric2", kernel=kernel)
+    found.backward()
+    assert found.item() == pytest.approx(-np.log(3))
+    torch.testing.assert_close(costs.grad, torch.tensor([[3.0, 1.0], [1.0, 4.0]], dtype=torch.float64) / 3)
 
 
 def test_float32_loses_nothing_over_long_sequences():
