@@ -153,29 +153,31 @@ def chain_of(
     )
 
 
-def lengths_of(backend: Backend, lengths: Any, num_steps: int, like: Array) -> Array:
+def lengths_of(
+    backend: Backend, lengths: Any, num_steps: int, like: Array, *, name: str = "lengths", least: int = 1
+) -> Array:
     """`lengths` (a list, a NumPy array, or an array of the library) as integers on the device of `like`.
 
     Raises:
-        TypeError: not integers, or of another library. ValueError: outside 1..num_steps, where values can be read.
+        TypeError: not integers, or of another library. ValueError: outside least..num_steps, where values can be read.
     """
     if isinstance(lengths, list | tuple):
         for value in _leaves(lengths):
-            need_count("lengths", value, 1)
-            need_range("lengths", value, 1, num_steps)
+            need_count(name, value, least)
+            need_range(name, value, least, num_steps)
         return backend.xp.astype(backend.asarray(lengths, like=like), backend.index_dtype())
     source = find_backend(lengths)
     if source is None or source.name == "numpy":
         host = np.asarray(lengths)
         if host.dtype.kind not in "iu":
-            raise TypeError(f"lengths: expected integers, got {host.dtype}")
-        need_range("lengths", host, 1, num_steps)
+            raise TypeError(f"{name}: expected integers, got {host.dtype}")
+        need_range(name, host, least, num_steps)
         return backend.xp.astype(backend.asarray(host, like=like), backend.index_dtype())
     if source is not backend:
-        raise TypeError(f"lengths: expected a list, a NumPy array or an array of {backend.name}, got {source.name}")
-    need_integers("lengths", backend.xp, lengths)
+        raise TypeError(f"{name}: expected a list, a NumPy array or an array of {backend.name}, got {source.name}")
+    need_integers(name, backend.xp, lengths)
     if not backend.is_traced(lengths) and backend.is_host(lengths):
-        need_range("lengths", backend.to_numpy(lengths), 1, num_steps)
+        need_range(name, backend.to_numpy(lengths), least, num_steps)
     return backend.xp.astype(backend.asarray(lengths, like=like), backend.index_dtype())
 
 

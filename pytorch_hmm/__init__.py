@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .alignment import CTCAligner, CTCSpan, DTWAligner
 from .compat import (
     create_duration_constrained_matrix,
     create_left_to_right_matrix,
@@ -32,7 +33,6 @@ from .duration import (
     UniformDuration,
 )
 from .emission import Emission
-from .fit import FitReport, NotConverged, Progress
 from .gaussian import GaussianEmission, GaussianHMM
 from .hmm import BaseHMM
 from .input_driven import InputDrivenHMM
@@ -41,6 +41,7 @@ from .mixture import MixtureGaussianEmission, MixtureGaussianHMM
 from .neural import NeuralHMM
 from .product import ProductEmission
 from .regression import LinearRegressionEmission, LinearRegressionHMM
+from .report import FitReport, NotConverged, Progress
 from .residuals import PseudoResiduals, pseudo_residuals
 from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors
@@ -64,10 +65,13 @@ __all__ = [
     "Batch",
     "BernoulliEmission",
     "BernoulliHMM",
+    "CTCAligner",
+    "CTCSpan",
     "CategoricalDuration",
     "CategoricalEmission",
     "CategoricalHMM",
     "ContextualNeuralHMM",
+    "DTWAligner",
     "Duration",
     "DurationConstrainedHMM",
     "Emission",

@@ -13,9 +13,10 @@ from torch import Tensor
 import hmm_functional as hf
 
 from .data import Batch
-from .fit import Callback, FitReport, descend
+from .fit import descend
 from .hmm import BaseHMM
 from .parametrize import full_precision
+from .report import Callback, FitReport
 
 
 class ConditionalHMM(BaseHMM):

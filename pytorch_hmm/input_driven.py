@@ -17,12 +17,14 @@ from hmm_functional.learning import HMMParameters, Statistics
 from ._check import lengths_like, need_frames, need_support
 from .context import BesideContext
 from .data import Batch, is_distributed
+from .descent import Trained
 from .emission import Emission
-from .fit import FitReport, Trained, Training
 from .hmm import ChainOptions
 from .law import parameter
 from .parametrize import Numbers, Parametrized, widened
+from .report import FitReport
 from .trainable import EmissionHMM
+from .training import Training
 
 
 class _Pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +34,35 @@ def save(model: BaseHMM, path: str | os.PathLike[str]) -> None:
 
 
 def write(path: str | os.PathLike[str], tensors: dict[str, Any], header: dict[str, str]) -> None:
-    """Write tensors and a header to `path`, wholly or not at all."""
-    path, content = Path(path), serialized(tensors, header)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write tensors and a header to `path`, wholly or not at all; the same ones as the same bytes."""
+    content = serialized(tensors, header)
+    size = int.from_bytes(content[:8], "little")
+    described = json.loads(content[8 : 8 + size])
+    # safetensors puts these in an order of chance
+    described["__metadata__"] = dict(sorted(described["__metadata__"].items()))
+    head = json.dumps(described, ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    replace(path, len(head).to_bytes(8, "little") + head + content[8 + size :])
+
+
+def replace(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all: the name stands for the old content until the new one is on the disk.
+
+    A process that is killed may leave a hidden file `.NAME.*.part` beside it, nothing else.
+
+    Raises:
+        OSError: the folder does not exist, cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(partial, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        os.unlink(name)
+        partial.unlink(missing_ok=True)
         raise
 
 

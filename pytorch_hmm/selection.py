@@ -14,8 +14,8 @@ from hmm_functional._check import need_count
 
 from .conditional import ConditionalHMM
 from .data import padded
-from .fit import NotConverged
 from .initialize import best_names
+from .report import NotConverged
 from .trainable import EmissionHMM
 
 Criterion = Literal["cross_validation", "bic", "aic"]

@@ -23,7 +23,7 @@ from hmm_functional.emissions import GaussianPrior
 from hmm_functional.learning import Priors
 
 from .data import padded
-from .fit import FitReport, NotConverged
+from .report import FitReport, NotConverged
 from .trainable import EmissionHMM
 
 

@@ -17,10 +17,12 @@ from hmm_functional.learning import HMMParameters, Priors
 from ._check import need_no_prior
 from .data import Source, checked_labels
 from .emission import Emission
-from .fit import Callback, FitReport, Init, Method, Online, Training, fit
+from .fit import Init, Method, fit
 from .hmm import BaseHMM, ChainOptions
 from .initialize import best_names, count_transitions, uniform_segments
 from .parametrize import Parametrized, full_precision
+from .report import Callback, FitReport
+from .training import Online, Training
 
 
 class EmissionOptions(ChainOptions, total=False):

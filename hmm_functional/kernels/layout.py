@@ -88,8 +88,30 @@ FRONT = 4
     POSTERIORS,
     DURATION_COUNTS,  # float64* (B, D, K)
     TAIL_COUNTS,
-) = range(78)
-NUM_FIELDS = 78
+    NUM_ROWS,  # of the lattice's kernels
+    NUM_COLUMNS,
+    GRID,  # float64* (B, N, M), scores of cells
+    GRID_BATCH,
+    BOUNDS,  # int64* (B, N, 2), first and last column of each row that may be entered
+    BOUNDS_BATCH,
+    CORNERS,  # int64* (B, 2), last row and column
+    CORNERS_BATCH,
+    OPENS,  # whether ways begin anywhere in the first row
+    ENDS_OPEN,
+    ROW_FEATURES,  # float64* (B, D, rows), rows up to whole strips
+    ROW_FEATURES_BATCH,
+    COLUMN_FEATURES,  # float64* (B, D, columns), last column first, a strip of zeros before and behind
+    COLUMN_FEATURES_BATCH,
+    COLUMN_STRIDE,
+    PATH_LENGTH,
+    STEPS,  # int64* (3, 3), rows, columns and weight of each step
+    METRIC,  # 0: the grid is given; 1: less Euclidean distances of features; 2: less their squares
+) = range(96)
+NUM_FIELDS = 96
+
+
+STRIP = 32
+"""Rows of a lattice that are swept together."""
 
 
 def padded(count: int, lanes: int) -> int:

@@ -16,7 +16,9 @@ from tests.helpers.models import random_log
 
 jax.config.update("jax_enable_x64", True)
 
-STATIC = frozenset({"kernel", "censored", "k", "lag", "num_steps", "num_samples", "batch_shape"})
+STATIC = frozenset(
+    {"kernel", "censored", "k", "lag", "num_steps", "num_samples", "batch_shape", "blank", "num_tokens", "posteriors"}
+)
 
 
 class NumpyLibrary:
