@@ -15,10 +15,10 @@ from . import segments, trellis
 from ._check import broadcast_batch, need_count, need_floating, need_shape
 from ._types import SemiMarkovPath, SemiMarkovViterbi
 from .backend import Array, Backend, backend_named, backend_of
+from .host_streams import HostStreams, chunk_lengths, ended, need_known
 from .numerics import log_tail
 from .semi_markov_streaming import semi_markov_stream_init
 from .trellis import NEVER
-from .viterbi_streaming import HostStreams, chunk_lengths, ended, need_known
 
 
 class SemiMarkovViterbiStreamState(NamedTuple):

@@ -1,0 +1,82 @@
+"""Batches of streams on the host, and what their steps are given: what Viterbi streams of all kinds share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ._check import broadcast_batch, need_integers, need_range
+from .backend import Array, Backend, find_backend
+
+
+def need_known(backend: Backend, *arrays: Array) -> None:
+    """TypeError for traced arrays: how many states come out depends on values."""
+    if backend.is_traced(*arrays):
+        raise TypeError("log_emission_chunk: expected known values, got a traced array; Viterbi streams are not traced")
+
+
+def chunk_lengths(lengths: Any, num_steps: int) -> Any:
+    """`lengths` as int64 on the host, 0..num_steps; num_steps where None."""
+    if lengths is None:
+        return np.array(num_steps)
+    source = find_backend(lengths)
+    if source is not None:
+        need_integers("lengths", source.xp, lengths)
+        lengths = source.to_numpy(lengths)
+    found = np.asarray(lengths)
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got {found.dtype}")
+    need_range("lengths", found, 0, num_steps)
+    return found.astype(np.int64)
+
+
+def ended(is_ended: Any, batch: tuple[int, ...]) -> Any:
+    """Booleans (*batch) on the host; all where None."""
+    if is_ended is None:
+        return np.ones(batch, bool)
+    source = find_backend(is_ended)
+    found = np.asarray(is_ended if source is None else source.to_numpy(is_ended))
+    if found.dtype != np.bool_:
+        raise TypeError(f"is_ending: expected booleans of the streams, got {found.dtype}")
+    broadcast_batch({"is_ending": found.shape, "state": batch})
+    return np.broadcast_to(found, batch)
+
+
+@dataclass
+class HostStreams:
+    """Arrays of a state on the host, their batch axes one."""
+
+    backend: Backend
+    batch: tuple[int, ...]
+    like: Array
+    """An array of the state."""
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return prod(self.batch)
+
+    def flat(self, x: Array, rank: int) -> Any:
+        """(B, ...) of an array with `rank` axes of its own."""
+        values = self.backend.to_numpy(x)
+        shape = values.shape[values.ndim - rank :]
+        return np.broadcast_to(values, (*self.batch, *shape)).reshape(self.size, *shape)
+
+    def back(self, x: Any) -> Array:
+        """(B, ...) as an array of the library, with the batch axes; long integers in its own dtype."""
+        backend = self.backend
+        x = np.array(x, order="C").reshape((*self.batch, *x.shape[1:]))
+        found = backend.asarray(x, like=self.like)
+        if x.dtype.kind == "i" and x.dtype.itemsize == 8:
+            found = backend.xp.astype(found, backend.index_dtype())
+        return found
+
+    def scale_back(self, scale: Any) -> Array:
+        """Long numbers (B,) as the sums of two."""
+        wide = np.float64 if self.backend.wide_dtype(self.like) is not None else np.float32
+        high = scale.astype(wide)
+        low = scale - np.where(np.isfinite(high), high, scale)
+        return self.back(np.stack([high, low.astype(wide)], axis=-1))
