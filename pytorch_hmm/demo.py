@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import librosa
-import matplotlib
 import numpy as np
-import soundfile
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,10 +16,14 @@ import hmm_functional as hf
 
 from .fit import Progress
 from .mixture import MixtureGaussianHMM
+from .plotting import plot_features, plot_path, plot_posteriors, save_figure
+from .speech.audio import AudioError, read_audio
+from .speech.features import log_mel
+from .speech.labels import LabelError, read_htk
 from .streaming import StreamingHMMProcessor
 
-SAMPLE_RATE, HOP, WINDOW, NUM_MELS = 16_000, 160, 400, 40
-FRAME_SECONDS = HOP / SAMPLE_RATE
+SAMPLE_RATE, NUM_MELS = 16_000, 40
+FRAME_SECONDS = 0.01
 FLOOR = 0.05
 """Least variance of a Gaussian, of features whose own is 1: one file is little to learn from."""
 EXAMPLE = Path(__file__).parent / "examples" / "arctic" / "arctic_a0009.wav"
@@ -60,7 +61,7 @@ def run(wav: Path | None, num_states: int | None, num_mixtures: int, iterations:
     """
     samples = load(wav or EXAMPLE)
     reference = phone_ends((wav or EXAMPLE).with_suffix(".lab"))
-    features = log_mel(samples)
+    features = normalised(samples)
     num_frames = len(features)
     if num_states is None:
         num_states = len(reference) + 1 if reference is not None else max(2, round(num_frames * FRAME_SECONDS / 0.08))
@@ -98,47 +99,28 @@ def run(wav: Path | None, num_states: int | None, num_mixtures: int, iterations:
     return result
 
 
-def load(path: Path) -> Any:
+def load(path: Path) -> Tensor:
     """Samples (N,) at 16 kHz, mono."""
-    if not path.is_file():
-        raise DemoError(f"--wav: no such file: {path}")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DemoError(f"--wav: cannot read {path} as sound: {' '.join(str(error).split())}") from None
-    samples = samples.mean(axis=1)
-    if rate != SAMPLE_RATE and len(samples):
-        samples = librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE)
-    if len(samples) < WINDOW:
-        raise DemoError(f"--wav: {path} holds {len(samples)} samples at 16 kHz, expected at least {WINDOW}")
-    if not np.isfinite(samples).all():
-        raise DemoError(f"--wav: {path} holds samples that are not finite")
-    return samples
+        return read_audio(path, SAMPLE_RATE)
+    except AudioError as error:
+        raise DemoError(f"--wav: {error}") from None
 
 
-def mel_levels(samples: Any) -> Any:
-    """log of the mel power spectrum, (T, D), 10 ms a frame."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        power = librosa.feature.melspectrogram(
-            y=samples, sr=SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, n_mels=NUM_MELS, center=True
-        )
-    return np.log(np.maximum(power, 1e-8)).T
-
-
-def log_mel(samples: Any) -> Tensor:
+def normalised(samples: Tensor) -> Tensor:
     """Log-mel features (T, D), mean and variance normalised, 10 ms a frame."""
-    features = mel_levels(samples)
-    features = (features - features.mean(0)) / np.maximum(features.std(0), 1e-3)
-    return torch.as_tensor(np.ascontiguousarray(features), dtype=torch.float32)
+    features = log_mel(samples, SAMPLE_RATE, NUM_MELS)
+    return (features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-3)
 
 
 def phone_ends(path: Path) -> Any | None:
-    """Inner boundaries in seconds of an HTK label file (times in 100 ns), or None without one."""
+    """Inner boundaries in seconds of an HTK label file, or None without one."""
     if not path.is_file():
         return None
-    ends = [int(line.split()[1]) * 1e-7 for line in path.read_text().splitlines() if line.strip()]
-    return np.array(ends[:-1])
+    try:
+        return np.array([segment.end for segment in read_htk(path)[:-1]])
+    except LabelError as error:
+        raise DemoError(f"--wav: the labels beside it cannot be read: {error}") from None
 
 
 def train(model: MixtureGaussianHMM, features: Tensor, iterations: int) -> tuple[float, float]:
@@ -182,39 +164,21 @@ def boundary_hits(found: Any, reference: Any) -> tuple[float, float]:
 
 def draw(features: Tensor, result: Result, reference: Any | None, path: Path) -> None:
     """The spectrogram, the Viterbi path and the posteriors over one time axis."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    seconds = len(features) * FRAME_SECONDS
-    num_states = result.posteriors.shape[1]
-    figure, (top, middle, bottom) = pyplot.subplots(3, 1, sharex=True, figsize=(12, 8), layout="constrained")
-    top.imshow(
-        features.numpy().T, origin="lower", aspect="auto", extent=(0, seconds, 0, features.shape[1]), cmap="magma"
-    )
-    top.set(ylabel="mel band", title="log-mel spectrogram" + ("" if reference is None else ", reference phones"))
-    times = (np.arange(len(features)) + 0.5) * FRAME_SECONDS
-    middle.step(times, result.states.numpy(), where="mid")
-    middle.set(ylabel="state", title="Viterbi path", ylim=(-0.5, num_states - 0.5))
-    image = bottom.imshow(
-        result.posteriors.numpy().T,
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, -0.5, num_states - 0.5),
-        cmap="viridis",
-        vmin=0,
-        vmax=1,
-    )
-    bottom.set(xlabel="seconds", ylabel="state", title="posteriors p(state given all)")
-    figure.colorbar(image, ax=bottom, pad=0.01)
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    plot_features(features, FRAME_SECONDS, axes=top)
+    plot_path(result.states, FRAME_SECONDS, num_states=result.posteriors.shape[1], axes=middle)
+    plot_posteriors(result.posteriors, FRAME_SECONDS, axes=bottom)
+    top.set(xlabel="", ylabel="mel band", title="log-mel spectrogram" + ("" if reference is None else ", phones"))
+    middle.set(xlabel="", title="Viterbi path")
+    bottom.set(title="posteriors p(state given all)")
     for axes, colour in ((top, "white"), (middle, "gray"), (bottom, "white")):
         for end in () if reference is None else reference:
             axes.axvline(end, color=colour, linewidth=0.6, linestyle=":")
     try:
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path)
     except OSError as error:
         raise DemoError(f"--out: cannot write {path}: {error.strerror}") from None
-    finally:
-        pyplot.close(figure)
 
 
 def report(result: Result, num_frames: int, num_states: int, picture: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +32,27 @@ def save(model: BaseHMM, path: str | os.PathLike[str]) -> None:
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     content = serialized(tensors, header)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    replace(path, content)
+
+
+def replace(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all: the name stands for the old content until the new one is on the disk.
+
+    A process that is killed may leave a hidden file `.NAME.*.part` beside it, nothing else.
+
+    Raises:
+        OSError: the folder does not exist, cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(partial, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        os.unlink(name)
+        partial.unlink(missing_ok=True)
         raise
 
 

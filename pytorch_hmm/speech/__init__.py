@@ -1,0 +1,1 @@
+"""Speech: sound files, features, label files, and aligners trained on phones alone."""
