@@ -89,8 +89,8 @@ def transcript_graph(transcript: Transcript, *, like: Array, topology: Topology 
         it stands for, times what they weigh.
 
     Raises:
-        TypeError, ValueError: something in the transcript is no item, a token is no symbol, or nothing must be said
-        and there is no silence; the message says where.
+        TypeError, ValueError: something in the transcript is no item, a token is no symbol, or there is neither token
+        nor silence; the message says where.
 
     Cost: O(N), more where many neighbouring items may be missing: of n of them each follows each.
 
@@ -114,8 +114,8 @@ def transcript_graph(transcript: Transcript, *, like: Array, topology: Topology 
     made, whole = _Automaton(), _NOTHING
     for i, word in enumerate(words):
         whole = made.join(whole, made.item(word, i))
-    if whole.empty > -inf and topology.silence is None:
-        raise ValueError("transcript: expected something that must be said, or a silence in the topology")
+    if not made.symbols and topology.silence is None:
+        raise ValueError("transcript: expected at least one token, or a silence in the topology, got none")
     positions = _positions(made, whole, topology)
     return _drawn_out(positions, topology, counts, columns, like)
 
