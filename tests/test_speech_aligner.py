@@ -47,7 +47,7 @@ def reader():
 def drawn():
     """Drawn speech and an aligner trained on it."""
     features, transcripts, starts = spoken(8)
-    aligner = PhoneAligner(FEW)
+    aligner = PhoneAligner()
     assert aligner.fit(features, transcripts).skipped == {}
     return aligner, aligner.normalise(features), transcripts, starts
 

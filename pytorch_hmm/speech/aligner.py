@@ -25,6 +25,8 @@ from .settings import AlignerSettings
 from .trained import Learnt, PhoneLoop, is_learnt, make_phone_loop, read_learnt, write_learnt
 from .training import Trainer, TrainingStep, silence_shares
 
+__all__ = ["AlignerSettings", "Alignment", "PhoneAligner", "TrainingReport", "TrainingStep"]
+
 
 class Alignment(NamedTuple):
     """When each word and phone of a transcript was spoken."""
