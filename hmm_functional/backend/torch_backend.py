@@ -115,7 +115,14 @@ class TorchBackend:
         return x.detach().amax(axis, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
 
     def take_along(self, x: Array, indices: Array, axis: int) -> Array:
-        return torch.take_along_dim(x, indices, dim=axis)
+        # take_along_dim writes broadcast indices out, which takes ten times as long as what it is for
+        axis %= x.ndim
+        others = [
+            n if i == axis else (m if n == 1 else n)
+            for i, (n, m) in enumerate(zip(x.shape, indices.shape, strict=True))
+        ]
+        wanted = [m if i == axis else n for i, (n, m) in enumerate(zip(others, indices.shape, strict=True))]
+        return torch.gather(x.expand(others), axis, indices.expand(wanted))
 
     def uniform(self, rng: Rng, shape: Shape, like: Array) -> Array:
         if not isinstance(rng, torch.Generator):
