@@ -4,7 +4,7 @@
 
 `--only` is a regular expression, searched for in names such as `32x1000x10/viterbi`, `ragged-128x2000x20/gradient`,
 `gmm-32x1000x10x3x80/gmm`, `long`, `start`, `quick_benchmark`, `em`,
-`semi_markov`.
+`semi_markov`, `stream`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from . import durations, extras, learning, report, roofline
+from . import durations, extras, learning, report, roofline, streaming
 from .cells import CELLS, QUICK_CELLS, Cell, problem_of
 from .contenders import OURS, entrants
 from .timing import Lane, alternate, ratio, timed
@@ -157,6 +157,8 @@ def main() -> None:
         others["em"] = learning.em()
     if wanted("semi_markov") and (options.only or not options.quick):
         others["semi_markov"] = durations.semi_markov()
+    if wanted("stream") and (options.only or not options.quick):
+        others["stream"] = streaming.latency()
     if wanted("long") and (options.only or not options.quick):
         others["long"] = extras.long()
     peaks = machine["roofline"]["multiply_adds_per_s"].items()

@@ -55,7 +55,7 @@ def long(steps: int = 1_000_000, timeout_s: float = 300.0) -> dict[str, Any]:
     """forward_backward and viterbi at B = 1, K = 64, float32: seconds and peak bytes of a process each."""
     out: dict[str, Any] = {"steps": steps, "target_s": TARGET_S, "target_bytes": TARGET_BYTES}
     for operation in ("forward_backward", "viterbi"):
-        result = _child(LONG, operation, str(steps), timeout_s=timeout_s)
+        result = child(LONG, operation, str(steps), timeout_s=timeout_s)
         if "failed" not in result:
             result["is_within"] = result["seconds"] <= TARGET_S and result["peak_bytes"] <= TARGET_BYTES
         out[operation] = result
@@ -67,7 +67,7 @@ def start(processes: int = 5) -> dict[str, Any]:
 
     One process goes before, so that whatever is cached on disk is there.
     """
-    runs = [_child(START) for _ in range(processes + 1)][1:]
+    runs = [child(START) for _ in range(processes + 1)][1:]
     if any("failed" in run for run in runs):
         return next(run for run in runs if "failed" in run)
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -95,7 +95,8 @@ def quick_benchmark(budget_s: float = 5.0) -> dict[str, Any]:
     return {"seconds": seconds, "frames_per_s": 32_000 / seconds, "calls": calls}
 
 
-def _child(code: str, *arguments: str, timeout_s: float = 120.0) -> dict[str, Any]:
+def child(code: str, *arguments: str, timeout_s: float = 120.0) -> dict[str, Any]:
+    """What a process of its own prints as JSON, or why there is none."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False

@@ -118,11 +118,17 @@ def summary(entries: list[dict[str, Any]], extras: dict[str, Any]) -> str:
     for name, result in extras.items():
         if name == "long":
             lines += [f"long, {key}: {_long(value)}" for key, value in result.items() if isinstance(value, dict)]
+        elif name == "stream":
+            lines += [f"stream, {key}: {_fields(value)}" for key, value in result.items() if isinstance(value, dict)]
         elif name in ("em", "semi_markov"):
             lines += [f"{name}, {key}: {_iteration(value)}" for key, value in result.items()]
         else:
-            lines.append(f"{name}: " + ", ".join(f"{key} {_number(value)}" for key, value in result.items()))
+            lines.append(f"{name}: {_fields(result)}")
     return "\n".join(lines)
+
+
+def _fields(result: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_number(value)}" for key, value in result.items())
 
 
 def plot(entries: list[dict[str, Any]], path: str) -> None:

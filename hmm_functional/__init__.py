@@ -72,6 +72,12 @@ from .semi_markov import (
     semi_markov_sample_posterior,
     semi_markov_viterbi,
 )
+from .semi_markov_smoothing import (
+    SemiMarkovSmoothState,
+    semi_markov_smooth_stream_flush,
+    semi_markov_smooth_stream_init,
+    semi_markov_smooth_stream_step,
+)
 from .semi_markov_streaming import (
     SemiMarkovFiltered,
     SemiMarkovStreamState,
@@ -80,10 +86,24 @@ from .semi_markov_streaming import (
     semi_markov_stream_init,
     semi_markov_stream_step,
 )
+from .semi_markov_viterbi_streaming import (
+    SemiMarkovViterbiStreamState,
+    semi_markov_viterbi_stream_flush,
+    semi_markov_viterbi_stream_init,
+    semi_markov_viterbi_stream_reset,
+    semi_markov_viterbi_stream_step,
+)
 from .stationary import stationary
 from .streaming import StreamState, stream_flush, stream_init, stream_step
 from .synthesis import mlpg
 from .transition import Banded, LowRank, Sparse
+from .viterbi_streaming import (
+    ViterbiStreamState,
+    viterbi_stream_flush,
+    viterbi_stream_init,
+    viterbi_stream_reset,
+    viterbi_stream_step,
+)
 from .windows import apply_windows
 
 __all__ = [
@@ -102,14 +122,17 @@ __all__ = [
     "SemiMarkovFiltered",
     "SemiMarkovPath",
     "SemiMarkovPosterior",
+    "SemiMarkovSmoothState",
     "SemiMarkovStreamState",
     "SemiMarkovViterbi",
+    "SemiMarkovViterbiStreamState",
     "Skippable",
     "Sparse",
     "StreamState",
     "Topology",
     "TranscriptTokens",
     "Viterbi",
+    "ViterbiStreamState",
     "Wildcard",
     "apply_windows",
     "bernoulli_log_prob",
@@ -154,9 +177,16 @@ __all__ = [
     "semi_markov_remaining",
     "semi_markov_sample",
     "semi_markov_sample_posterior",
+    "semi_markov_smooth_stream_flush",
+    "semi_markov_smooth_stream_init",
+    "semi_markov_smooth_stream_step",
     "semi_markov_stream_init",
     "semi_markov_stream_step",
     "semi_markov_viterbi",
+    "semi_markov_viterbi_stream_flush",
+    "semi_markov_viterbi_stream_init",
+    "semi_markov_viterbi_stream_reset",
+    "semi_markov_viterbi_stream_step",
     "smooth_fixed_lag",
     "stack_graphs",
     "state_scores",
@@ -170,5 +200,9 @@ __all__ = [
     "transcript_tokens",
     "viterbi",
     "viterbi_k_best",
+    "viterbi_stream_flush",
+    "viterbi_stream_init",
+    "viterbi_stream_reset",
+    "viterbi_stream_step",
     "weigh_graph",
 ]

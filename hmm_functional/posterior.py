@@ -12,10 +12,13 @@ from .arrays import chain_arrays, fused_values
 from .backend import Array
 from .chain import Chain, chain_of
 from .gradient import STATISTICS
+from .kernels.registry import MessageCall
 from .kernels.repeat import repeats
 from .likelihood import backward_pass, forward_pass, masked
 from .numerics import centre, log_normalize
+from .recursion import chain_messages
 from .semiring import LOG
+from .structure import WORKSPACE
 from .transition import own_shape
 
 
@@ -212,7 +215,7 @@ def smooth_fixed_lag(
 
     Gradient: by the array library, through `lag` rounds: O(B T K^2 lag) memory while recording.
 
-    Cost: a forward pass and `lag` rounds over all steps at once, O(B T K^2 lag) time, O(B T K) memory.
+    Cost: a forward pass, and a window of `lag` steps for each step, O(B T K^2 lag) time, O(B T K) memory.
 
     Example:
         >>> import torch, hmm_functional as hf
@@ -226,18 +229,58 @@ def smooth_fixed_lag(
     backend = chain.backend
     _, messages = forward_pass(chain, kernel, has_messages=True)
     emission, _ = centre(backend, masked_zero(chain, chain.emission))
-    ahead = look_ahead(chain, emission, chain.num_steps, lag)
+    ahead = look_ahead(chain, emission, chain.num_steps, lag, kernel)
     return chain.unflatten(masked(chain, log_normalize(backend, messages + ahead)))
 
 
-def look_ahead(chain: Chain, emission: Array, count: int, lag: int) -> Array:
+def look_ahead(chain: Chain, emission: Array, count: int, lag: int, kernel: str = "auto") -> Array:
     """What steps t+1..t+lag say about step t, for t = 0..count-1: (B, count, K), up to a scale a step.
 
-    All steps take their windows' steps together, from the far end of the window to the near one; a window's
-    steps past the end of its sequence say nothing.
+    Compiled code takes the windows for a batch of short sequences. Elsewhere all of them take their steps together, from
+    the far end to the near one. A window's steps past the end of its sequence say nothing.
     """
-    backend, xp = chain.backend, chain.backend.xp
     lag = min(lag, chain.num_steps - 1)
+    is_shared = all(tuple(w.shape[:2]) == (1, 1) for w in chain.weights)
+    if lag and is_shared and fused_values(replace(chain, emission=emission), kernel) is not None:
+        return _windows(chain, emission, count, lag, kernel)
+    return _rounds(chain, emission, count, lag)
+
+
+def _windows(chain: Chain, emission: Array, count: int, lag: int, kernel: str) -> Array:
+    """`look_ahead` by reversed messages of each window, which begins with an empty step."""
+    backend, xp = chain.backend, chain.backend.xp
+    size, num_steps, num_states = emission.shape
+    start = backend.full((1, num_states), 0.0, like=emission)
+    emission = xp.concat([emission, xp.zeros_like(emission[:, :1, :])], axis=1)
+    steps = backend.arange(lag + 1, like=chain.lengths)
+    width = max(1, WORKSPACE // (8 * size * (lag + 1) * num_states))
+    parts = []
+    for first in range(0, count, width):
+        at = first + backend.arange(min(width, count - first), like=chain.lengths)
+        place = xp.where(steps == 0, num_steps, xp.clip(at[:, None] + steps, max=num_steps))
+        rows = xp.take(emission, xp.reshape(place, (-1,)), axis=1)
+        ends = xp.clip(chain.lengths[:, None] - at, min=1, max=lag + 1)
+        found = chain_messages(
+            MessageCall(
+                backend=backend,
+                semiring=LOG,
+                structure=chain.structure,
+                weights=tuple((w,) for w in chain.weights),
+                initial=(start,),
+                emission=(xp.reshape(rows, (-1, lag + 1, num_states)),),
+                lengths=xp.reshape(ends, (-1,)) if chain.is_ragged or num_steps < count + lag else None,
+                reverse=True,
+                include_emission=False,
+                last_only=True,
+            ),
+            kernel,
+        )
+        parts.append(xp.reshape(found.last[0], (size, place.shape[0], num_states)))
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
+
+
+def _rounds(chain: Chain, emission: Array, count: int, lag: int) -> Array:
+    backend, xp = chain.backend, chain.backend.xp
     ahead = xp.zeros_like(emission[:, :count, :])
     if lag == 0:
         return ahead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any, NamedTuple
 
@@ -95,35 +96,53 @@ def semi_markov_stream_step(
 
     Cost: O(n K (D_max + K)) time, whatever has gone before.
     """
-    backend = backend_of(state=state.log_begin, log_emission_chunk=log_emission_chunk)
-    xp, num_states = backend.xp, state.log_begin.shape[-1]
-    need_shape("log_emission_chunk", log_emission_chunk.shape, (None, num_states), f"(..., n, K) with K = {num_states}")
-    need_floating("log_emission_chunk", xp, log_emission_chunk)
-    dtype = xp.result_type(state.log_begin.dtype, log_emission_chunk.dtype)
-    batches = {"log_emission_chunk": log_emission_chunk.shape[:-2], "state": state.log_begin.shape[:-1]}
-    batch, size = broadcast_batch(batches), log_emission_chunk.shape[-2]
+    backend, batch, size = need_chunk(state, log_emission_chunk)
+    xp = backend.xp
     if size == 0:
-        rows = backend.full((*batch, 0, num_states), 0.0, like=state.log_begin)
+        rows = backend.full((*batch, 0, state.log_begin.shape[-1]), 0.0, like=state.log_begin)
         return state, SemiMarkovFiltered(rows, rows)
     tail = log_tail(backend, state.log_duration)
     left = _expected_remaining(backend, tail)
+
+    def look(open_: Array) -> tuple[Array, Array]:
+        seen = open_ + tail
+        return logsumexp(backend, seen), xp.sum(softmax(backend, seen) * left, axis=-1)
+
+    state, (weights, remaining) = take_steps(state, log_emission_chunk, batch, look)
+    return state, SemiMarkovFiltered(log_normalize(backend, xp.moveaxis(weights, 0, -2)), xp.moveaxis(remaining, 0, -2))
+
+
+def need_chunk(state: SemiMarkovStreamState, log_emission_chunk: Array) -> tuple[Backend, tuple[int, ...], int]:
+    """The library, the batch axes and the steps of a checked chunk."""
+    backend = backend_of(state=state.log_begin, log_emission_chunk=log_emission_chunk)
+    num_states = state.log_begin.shape[-1]
+    need_shape("log_emission_chunk", log_emission_chunk.shape, (None, num_states), f"(..., n, K) with K = {num_states}")
+    need_floating("log_emission_chunk", backend.xp, log_emission_chunk)
+    batches = {"log_emission_chunk": log_emission_chunk.shape[:-2], "state": state.log_begin.shape[:-1]}
+    return backend, broadcast_batch(batches), log_emission_chunk.shape[-2]
+
+
+def take_steps(
+    state: SemiMarkovStreamState, log_emission_chunk: Array, batch: tuple[int, ...], look: Callable[[Array], Any]
+) -> tuple[SemiMarkovStreamState, Any]:
+    """The state after a chunk, and what `look` makes of the open segments (..., K, D_max) of each step, time first."""
+    backend = backend_of(log_emission_chunk=log_emission_chunk)
+    xp, num_states = backend.xp, state.log_begin.shape[-1]
+    dtype = xp.result_type(state.log_begin.dtype, log_emission_chunk.dtype)
 
     def step(carry: Any, e: Array) -> tuple[Any, Any]:
         begin, open_ = carry
         open_, _, after, taken = segments.advance(
             backend, open_, begin, e, state.log_duration, state.log_transition, segments.sum_of
         )
-        seen = open_ + tail
-        remaining = xp.sum(softmax(backend, seen) * left, axis=-1)
-        return (after - taken, open_ - taken[..., None]), (logsumexp(backend, seen), remaining)
+        return (after - taken, open_ - taken[..., None]), look(open_)
 
+    size = log_emission_chunk.shape[-2]
     shapes = (*batch, num_states), (*batch, *state.log_open.shape[-2:]), (*batch, size, num_states)
     given = zip((state.log_begin, state.log_open, log_emission_chunk), shapes, strict=True)
     begin, open_, emission = (xp.astype(xp.broadcast_to(x, shape), dtype) for x, shape in given)
     (begin, open_), rows = backend.scan(step, (begin, open_), xp.moveaxis(emission, -2, 0))
-    weights, remaining = (xp.moveaxis(x, 0, -2) for x in rows)
-    found = SemiMarkovFiltered(log_normalize(backend, weights), remaining)
-    return state._replace(log_begin=begin, log_open=open_), found
+    return state._replace(log_begin=begin, log_open=open_), rows
 
 
 def semi_markov_remaining(state: SemiMarkovStreamState) -> Array:
@@ -135,14 +154,19 @@ def semi_markov_remaining(state: SemiMarkovStreamState) -> Array:
     Cost: O(K D_max^2) time, O(K D_max) memory.
     """
     backend = backend_of(state=state.log_begin)
+    return remaining_of(backend, state.log_open, state.log_duration)
+
+
+def remaining_of(backend: Backend, log_open: Array, log_duration: Array) -> Array:
+    """The same of open segments (..., K, D_max)."""
     xp = backend.xp
 
     def step(duration: Array, _: Array) -> tuple[Array, Array]:
         later = xp.concat([duration[..., 1:], xp.full_like(duration[..., :1], -inf)], axis=-1)
-        return later, logsumexp(backend, state.log_open + duration)
+        return later, logsumexp(backend, log_open + duration)
 
-    steps = backend.arange(state.log_duration.shape[-1], like=state.log_begin)
-    _, found = backend.scan(step, state.log_duration, steps)
+    steps = backend.arange(log_duration.shape[-1], like=log_open)
+    _, found = backend.scan(step, log_duration, steps)
     return log_normalize(backend, xp.moveaxis(found, 0, -1), axis=(-2, -1))
 
 

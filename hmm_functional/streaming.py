@@ -63,22 +63,29 @@ def stream_init(
         (torch.Size([1, 2]), torch.Size([1, 2]))
     """
     lag = need_count("lag", lag, 0)
+    backend, predicted = start_of(log_initial, log_transition, batch_shape, like)
+    pending = backend.full((*predicted.shape[:-1], 0, predicted.shape[-1]), 0.0, like=predicted)
+    backend.register_pytree(StreamState, lambda s: (tuple(s[:-1]), s.lag), lambda lag, s: StreamState._make((*s, lag)))
+    return StreamState(log_transition, predicted, pending, pending, lag)
+
+
+def start_of(
+    log_initial: Array, log_transition: Any, batch_shape: tuple[int, ...], like: Array | None
+) -> tuple[Backend, Array]:
+    """log_initial (*batch_shape, ..., K) of checked streams, and its library."""
     chain = chain_of(log_initial, log_transition, None, num_steps=1)
     backend, xp = chain.backend, chain.backend.xp
     if chain.weights[0].shape[1] != 1:
         raise ValueError("log_transition: expected one constant in time for a stream, got a time axis")
-    predicted = xp.reshape(
+    initial = xp.reshape(
         xp.broadcast_to(chain.initial, (chain.lengths.shape[0], chain.num_states)),
         (*chain.batch_shape, chain.num_states),
     )
     if like is not None:
         backend_of(log_initial=log_initial, like=like)
-        predicted = backend.asarray(xp.astype(predicted, like.dtype), like=like)
+        initial = backend.asarray(xp.astype(initial, like.dtype), like=like)
     shape = (*(need_count("batch_shape", n, 0) for n in batch_shape), *chain.batch_shape)
-    predicted = xp.broadcast_to(predicted, (*shape, chain.num_states))
-    pending = backend.full((*shape, 0, chain.num_states), 0.0, like=predicted)
-    backend.register_pytree(StreamState, lambda s: (tuple(s[:-1]), s.lag), lambda lag, s: StreamState._make((*s, lag)))
-    return StreamState(log_transition, predicted, pending, pending, lag)
+    return backend, xp.broadcast_to(initial, (*shape, chain.num_states))
 
 
 def stream_step(state: StreamState, log_emission_chunk: Array) -> tuple[StreamState, Array]:
@@ -95,7 +102,7 @@ def stream_step(state: StreamState, log_emission_chunk: Array) -> tuple[StreamSt
     Raises:
         TypeError, ValueError: as `log_likelihood`.
 
-    Cost: O(n K^2 (1 + lag)) time, whatever has gone before.
+    Cost: O(n K^2 (1 + lag)) time, whatever has gone before; compiled code takes the look-ahead of all steps at once.
 
     Example:
         >>> import torch, hmm_functional as hf

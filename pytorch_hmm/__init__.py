@@ -45,7 +45,9 @@ from .residuals import PseudoResiduals, pseudo_residuals
 from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors
 from .semi_markov import HSMM, DurationConstrainedHMM, Segments
-from .streaming import StreamingHMMProcessor
+from .stream_control import AdaptiveChunks
+from .stream_queue import StreamingQueue
+from .streaming import StreamingHMMProcessor, StreamStatistics
 from .student_t import StudentTEmission, StudentTHMM
 from .synthesis import Trajectory, choose_durations, generate_trajectory
 from .trainable import EmissionHMM
@@ -57,6 +59,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "HSMM",
+    "AdaptiveChunks",
     "BaseHMM",
     "Batch",
     "BernoulliEmission",
@@ -93,7 +96,9 @@ __all__ = [
     "PseudoResiduals",
     "Segments",
     "Selection",
+    "StreamStatistics",
     "StreamingHMMProcessor",
+    "StreamingQueue",
     "StudentTEmission",
     "StudentTHMM",
     "Trajectory",

@@ -25,14 +25,24 @@ def save(model: BaseHMM, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the folder does not exist or cannot be written to.
     """
-    path = Path(path)
     header = {
         "format": FORMAT,
         "model": json.dumps(_described(model, model._arguments())),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write(path, tensors, header)
+
+
+def write(path: str | os.PathLike[str], tensors: dict[str, Any], header: dict[str, str]) -> None:
+    """Write tensors and a header to `path`, wholly or not at all; the same ones as the same bytes."""
     content = serialized(tensors, header)
-    replace(path, content)
+    size = int.from_bytes(content[:8], "little")
+    described = json.loads(content[8 : 8 + size])
+    # safetensors puts these in an order of chance
+    described["__metadata__"] = dict(sorted(described["__metadata__"].items()))
+    head = json.dumps(described, ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    replace(path, len(head).to_bytes(8, "little") + head + content[8 + size :])
 
 
 def replace(path: str | os.PathLike[str], content: bytes) -> None:
@@ -56,6 +66,24 @@ def replace(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
+def read(path: str | os.PathLike[str], device: Any = "cpu") -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and header that `write` wrote to `path`.
+
+    Raises:
+        OSError: there is no such file. ValueError: it is damaged or something else.
+    """
+    path = Path(path)
+    with open(path, "rb"):
+        pass  # the error of a missing file is Python's own
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a file that save wrote, this one is damaged or something else: {error}"
+        ) from None
+
+
 def load(path: str | os.PathLike[str], base: type[BaseHMM], device: Any = "cpu") -> Any:
     """The model that `save` wrote to `path`.
 
@@ -65,17 +93,7 @@ def load(path: str | os.PathLike[str], base: type[BaseHMM], device: Any = "cpu")
     Raises:
         OSError: there is no such file. ValueError: it is not a whole file of `save`, or holds another model.
     """
-    path = Path(path)
-    with open(path, "rb"):
-        pass  # the error of a missing file is Python's own
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected a file that save wrote, this one is damaged or something else: {error}"
-        ) from None
+    tensors, header = read(path, device)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a model in the format {FORMAT!r}, got {header.get('format')!r}")
     try:

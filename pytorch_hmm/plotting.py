@@ -142,7 +142,7 @@ def plot_alignment(
         ylabel: what the features are.
 
     Returns:
-        The figure, about 2 inches a second wide; `save_figure` writes it.
+        The figure, about 3 inches a second wide; `save_figure` writes it.
 
     Example:
         >>> from pytorch_hmm.speech.labels import Segment
@@ -156,7 +156,7 @@ def plot_alignment(
 
     values = _matrix("features", features)
     seconds = len(values) * frame_shift
-    size = (min(WIDEST, max(8.0, 2.0 * seconds + 1.5)), 3.2 + 0.55 * len(tiers))
+    size = (min(WIDEST, max(8.0, 3.0 * seconds + 1.5)), 3.2 + 0.55 * len(tiers))
     figure = Figure(figsize=size, layout="constrained")
     heights = [5.0, *[0.9] * len(tiers)]
     rows = figure.subplots(1 + len(tiers), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
@@ -236,8 +236,8 @@ def _write(axes: Any, label: str, middle: float, points: float) -> None:
         size, angle = 9.0, 0
     elif 0.62 * 6.5 * len(label) <= points:
         size, angle = points / (0.62 * len(label)), 0
-    elif points >= 5:
-        size, angle = min(8.0, points), 90
+    elif points >= 4:
+        size, angle = min(8.0, max(5.0, points)), 90
     else:
         return
     axes.text(middle, 0.5, label, ha="center", va="center", fontsize=size, rotation=angle, clip_on=True)

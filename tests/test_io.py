@@ -46,6 +46,16 @@ def test_what_is_saved_is_loaded(tmp_path, model):
         assert torch.equal(found.log_transition, model.log_transition)
 
 
+def test_a_model_is_always_the_same_bytes(tmp_path):
+    """safetensors' own are in an order of chance."""
+    model = GaussianHMM(3, 2)
+    contents = set()
+    for n in range(8):
+        model.save(tmp_path / str(n))
+        contents.add((tmp_path / str(n)).read_bytes())
+    assert len(contents) == 1
+
+
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     PoissonHMM(2).save(path)

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
 from torch import Tensor
 
 from hmm_functional.emissions import MixtureParameters
 
-from ..io import replace
+from ..io import write
 from ..mixture import MixtureGaussianHMM
 from .deltas import Normaliser
 from .embedded import Acoustics
@@ -99,7 +98,7 @@ def write_learnt(path: str | os.PathLike[str], learnt: Learnt, settings: Aligner
     tensors |= average._asdict() | {"laws": torch.tensor(learnt.laws)}
     described = {"settings": asdict(settings), "inventory": learnt.inventory._asdict()}
     header = {"format": FORMAT, "aligner": json.dumps(described)}
-    replace(path, serialized({name: x.contiguous().clone() for name, x in tensors.items()}, header))
+    write(path, {name: x.contiguous().clone() for name, x in tensors.items()}, header)
 
 
 def is_learnt(path: str | os.PathLike[str]) -> bool:

@@ -1,0 +1,433 @@
+"""The best path of a stream, a chunk at a time: a step is given out as soon as all surviving paths agree on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import trellis
+from ._check import broadcast_batch, need_count, need_floating, need_integers, need_range, need_shape
+from ._types import Viterbi
+from .arrays import fused
+from .backend import Array, Backend, backend_of, find_backend
+from .chain import Chain, chain_of
+from .kernels.layout import CHUNK
+from .kernels.plan import element_of, variant_of
+from .streaming import start_of
+from .structure import Dense, Factored
+
+REGISTERS = 8
+"""States up to which compiled code keeps one stream's message in a register, and scales it a step later."""
+
+
+class ViterbiStreamState(NamedTuple):
+    """All that streams know; arrays, besides `max_delay`, which can be saved, moved between devices and batched."""
+
+    log_initial: Array
+    """(..., K), as given."""
+    log_transition: Any
+    """As given."""
+    log_message: Array
+    """(..., K): log weight of the best path into each state, less `log_scale`; NaN from where a stream holds NaN."""
+    log_scale: Array
+    """(..., 2): a number as the sum of two, so that it can be long."""
+    back_pointers: Array
+    """(..., P, K) integers: the best predecessor of each state, of the pending steps; a stream's own come last."""
+    origins: Array
+    """(..., K) integers: where the best path into each state was at the first pending step."""
+    num_steps: Array
+    """(...) integers: steps taken."""
+    num_committed: Array
+    """(...) integers: steps given out. The others are pending."""
+    num_forced: Array
+    """(...) integers: steps given out before all survivors agreed."""
+    max_delay: int | None
+    """Steps that may be pending after a chunk, known to a tracer."""
+
+    @property
+    def num_pending(self) -> Array:
+        """(...) integers: steps taken and not yet given out."""
+        return self.num_steps - self.num_committed
+
+    @property
+    def log_joint(self) -> Array:
+        """(...): log p(x, z) of the best path so far, nats; 0 before the first step, -inf where there is none."""
+        return _score(backend_of(state=self.log_message), self, self.log_message)
+
+
+def viterbi_stream_init(
+    log_initial: Array,
+    log_transition: Any,
+    *,
+    max_delay: int | None = None,
+    batch_shape: tuple[int, ...] = (),
+    like: Array | None = None,
+) -> ViterbiStreamState:
+    """The state of Viterbi streams before their first step.
+
+    Args:
+        log_initial: (..., K), nats.
+        log_transition: constant in time: (K, K), (..., 1, K, K) or a structure.
+        max_delay: steps that may be pending after a chunk: older ones are forced. Default: any number.
+        batch_shape: axes of parallel streams, before those of the parameters.
+        like: an array whose dtype and device the state takes; default those of `log_initial`.
+
+    Returns:
+        ViterbiStreamState, a pytree in torch and JAX.
+
+    Raises:
+        TypeError, ValueError: as `log_likelihood`; ValueError for a time-varying transition.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+        >>> state = hf.viterbi_stream_init(torch.zeros(2), transition)
+        >>> state, states = hf.viterbi_stream_step(state, torch.tensor([[5.0, 0.0], [0.0, 0.5]]))
+        >>> states, hf.viterbi_stream_flush(state).states
+        (tensor([0]), tensor([0]))
+    """
+    delay = None if max_delay is None else need_count("max_delay", max_delay, 0)
+    backend, initial = start_of(log_initial, log_transition, batch_shape, like)
+    batch, num_states = tuple(initial.shape[:-1]), initial.shape[-1]
+    backend.register_pytree(
+        ViterbiStreamState,
+        lambda s: (tuple(s[:-1]), s.max_delay),
+        lambda delay, s: ViterbiStreamState._make((*s, delay)),
+    )
+
+    def zeros(*shape: int, dtype: Any = None) -> Array:
+        return backend.full((*batch, *shape), 0, like=initial, dtype=dtype)
+
+    index = backend.index_dtype()
+    pointers = zeros(0, num_states, dtype=_pointer_type(backend, num_states))
+    counts = (zeros(num_states, dtype=index), *(zeros(dtype=index) for _ in range(3)))
+    scale = zeros(2, dtype=backend.wide_dtype(initial))
+    return ViterbiStreamState._make((initial, log_transition, initial, scale, pointers, *counts, delay))
+
+
+def viterbi_stream_step(
+    state: ViterbiStreamState, log_emission_chunk: Array, lengths: Any = None
+) -> tuple[ViterbiStreamState, Array]:
+    """Take the next steps of streams; give the states of those that all surviving paths agree on.
+
+    Args:
+        state: from `viterbi_stream_init` or the step before.
+        log_emission_chunk: (..., n, K), nats, any n.
+        lengths: (...) integers 0..n: the steps of each stream in this chunk, so that streams begin, pause and end when
+            they like; default n.
+
+    Returns:
+        `(state, states (..., m) int64)`, in order from the first step not yet given out; m is the most of the batch,
+        and streams that give out fewer are padded with -1. `num_committed` says how many each has given out.
+
+        Where a path was -1 offline, because there is none or a step holds NaN, the steps that are still pending and
+        all later ones are -1; those given out before cannot be called back.
+
+        Where more than `max_delay` steps are pending after the chunk, the older ones are forced: they are given out as
+        the best path so far has them, and only paths through them survive, so that the whole output is one path.
+        `num_forced` counts the steps on which survivors did not agree. What is forced depends on the chunks.
+
+    Raises:
+        TypeError, ValueError: as `log_likelihood`; TypeError for traced arrays.
+
+    Ties: as `viterbi`; the concatenated states are its states, however a stream is cut, if no step was forced.
+
+    Cost: O(n K^2) time for a dense transition, and O(K) a pending step when any is given out, whatever has gone before;
+    2 bytes for each state and pending step. On the host, without gradients.
+
+    References: Šrámek, Brejová and Vinař 2007, "On-line Viterbi algorithm".
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> state = hf.viterbi_stream_init(torch.zeros(2), torch.zeros(2, 2))
+        >>> state, states = hf.viterbi_stream_step(state, torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 1.0]]))
+        >>> states, state.num_pending
+        (tensor([1, 0]), tensor(1))
+    """
+    num_states = state.log_message.shape[-1]
+    backend = backend_of(state=state.log_message, log_emission_chunk=log_emission_chunk)
+    shape = tuple(log_emission_chunk.shape)
+    need_shape("log_emission_chunk", shape, (None, num_states), f"(..., n, K) with K = {num_states}")
+    need_floating("log_emission_chunk", backend.xp, log_emission_chunk)
+    need_known(backend, log_emission_chunk, state.log_message)
+    ends = chunk_lengths(lengths, shape[-2])
+    batches = {"log_emission_chunk": shape[:-2], "state": tuple(state.log_message.shape[:-1])}
+    batch = broadcast_batch({**batches, "lengths": ends.shape})
+    host = _Streams(state, backend, batch)
+    if shape[-2]:
+        emission = backend.to_numpy(backend.stop_gradient(log_emission_chunk))
+        emission = np.broadcast_to(emission, (*batch, *shape[-2:])).reshape(host.size, *shape[-2:])
+        chain = chain_of(state.log_initial, state.log_transition, log_emission_chunk[..., :1, :])
+        host.take(chain, emission, np.broadcast_to(ends, batch).reshape(-1))
+    states = host.give_out()
+    return host.state(), host.back(states)
+
+
+def viterbi_stream_flush(state: ViterbiStreamState, is_ending: Any = None, log_final: Array | None = None) -> Viterbi:
+    """The states of the steps still pending, and log p(x, z) of the whole path, where streams end.
+
+    Args:
+        state: from `viterbi_stream_step`.
+        is_ending: (...) booleans, which streams; default all.
+        log_final: (..., K), log weight of ending in each state; default zeros.
+
+    Returns:
+        `Viterbi(states (..., P), log_joint (...))`: padded behind with -1, as those of streams that do not end.
+        log_joint is -inf where there is no path, NaN where a stream holds NaN, 0 before the first step; of streams
+        that do not end it is what it would be. The state may go on taking steps, as if not asked;
+        `viterbi_stream_reset` begins streams anew.
+
+    Raises:
+        TypeError, ValueError: as `log_likelihood`.
+
+    Cost: O(P) time.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> hf.viterbi_stream_flush(hf.viterbi_stream_init(torch.zeros(2), torch.zeros(2, 2)))
+        Viterbi(states=tensor([], dtype=torch.int64), log_joint=tensor(0.))
+    """
+    backend = backend_of(state=state.log_message, log_final=log_final)
+    message, num_states = state.log_message, state.log_message.shape[-1]
+    batch = tuple(message.shape[:-1])
+    if log_final is not None:
+        need_floating("log_final", backend.xp, log_final)
+        need_shape("log_final", log_final.shape, (num_states,), f"(..., K) with K = {num_states} as in the state")
+        batch = broadcast_batch({"state": batch, "log_final": tuple(log_final.shape[:-1])})
+        message = message + log_final
+    ending = ended(is_ending, batch)
+    host = _Streams(state, backend, batch)
+    final = np.broadcast_to(backend.to_numpy(message), (*batch, num_states)).reshape(host.size, num_states)
+    states = host.rest(final, ending.reshape(-1))
+    return Viterbi(host.back(states), _score(backend, state, message))
+
+
+def viterbi_stream_reset(state: ViterbiStreamState, is_ended: Any = None) -> ViterbiStreamState:
+    """The state with streams at their beginning again, those of `is_ended` (...), default all; others go on.
+
+    Returns:
+        ViterbiStreamState; pending steps of streams that begin anew are lost unless flushed before.
+
+    Raises:
+        TypeError, ValueError: `is_ended` holds no booleans of the streams.
+
+    Example:
+        >>> import torch, hmm_functional as hf
+        >>> state = hf.viterbi_stream_init(torch.zeros(2), torch.zeros(2, 2), batch_shape=(2,))
+        >>> state, _ = hf.viterbi_stream_step(state, torch.zeros(2, 3, 2))
+        >>> hf.viterbi_stream_reset(state, [True, False]).num_steps
+        tensor([0, 3])
+    """
+    backend = backend_of(state=state.log_message)
+    batch = tuple(state.log_message.shape[:-1])
+    host = _Streams(state, backend, batch)
+    host.reset(ended(is_ended, batch).reshape(-1))
+    return host.state()
+
+
+def need_known(backend: Backend, *arrays: Array) -> None:
+    """TypeError for traced arrays: how many states come out depends on values."""
+    if backend.is_traced(*arrays):
+        raise TypeError("log_emission_chunk: expected known values, got a traced array; Viterbi streams are not traced")
+
+
+def chunk_lengths(lengths: Any, num_steps: int) -> Any:
+    """`lengths` as int64 on the host, 0..num_steps; num_steps where None."""
+    if lengths is None:
+        return np.array(num_steps)
+    source = find_backend(lengths)
+    if source is not None:
+        need_integers("lengths", source.xp, lengths)
+        lengths = source.to_numpy(lengths)
+    found = np.asarray(lengths)
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got {found.dtype}")
+    need_range("lengths", found, 0, num_steps)
+    return found.astype(np.int64)
+
+
+def ended(is_ended: Any, batch: tuple[int, ...]) -> Any:
+    """Booleans (*batch) on the host; all where None."""
+    if is_ended is None:
+        return np.ones(batch, bool)
+    source = find_backend(is_ended)
+    found = np.asarray(is_ended if source is None else source.to_numpy(is_ended))
+    if found.dtype != np.bool_:
+        raise TypeError(f"is_ending: expected booleans of the streams, got {found.dtype}")
+    broadcast_batch({"is_ending": found.shape, "state": batch})
+    return np.broadcast_to(found, batch)
+
+
+def _pointer_type(backend: Backend, num_states: int) -> Any:
+    return backend.xp.int16 if num_states < 2**15 else backend.xp.int32
+
+
+def _score(backend: Backend, state: ViterbiStreamState, message: Array) -> Array:
+    xp = backend.xp
+    total = xp.sum(state.log_scale, axis=-1)
+    best = xp.max(message, axis=-1)
+    found = xp.where(best == -inf, -inf, xp.astype(total + xp.astype(best, total.dtype), state.log_initial.dtype))
+    return xp.where(state.num_steps == 0, xp.zeros_like(found), found)
+
+
+@dataclass
+class HostStreams:
+    """Arrays of a state on the host, their batch axes one."""
+
+    backend: Backend
+    batch: tuple[int, ...]
+    like: Array
+    """An array of the state."""
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return prod(self.batch)
+
+    def flat(self, x: Array, rank: int) -> Any:
+        """(B, ...) of an array with `rank` axes of its own."""
+        values = self.backend.to_numpy(x)
+        shape = values.shape[values.ndim - rank :]
+        return np.broadcast_to(values, (*self.batch, *shape)).reshape(self.size, *shape)
+
+    def back(self, x: Any) -> Array:
+        """(B, ...) as an array of the library, with the batch axes; long integers in its own dtype."""
+        backend = self.backend
+        x = np.array(x, order="C").reshape((*self.batch, *x.shape[1:]))
+        found = backend.asarray(x, like=self.like)
+        if x.dtype.kind == "i" and x.dtype.itemsize == 8:
+            found = backend.xp.astype(found, backend.index_dtype())
+        return found
+
+    def scale_back(self, scale: Any) -> Array:
+        """Long numbers (B,) as the sums of two."""
+        wide = np.float64 if self.backend.wide_dtype(self.like) is not None else np.float32
+        high = scale.astype(wide)
+        low = scale - np.where(np.isfinite(high), high, scale)
+        return self.back(np.stack([high, low.astype(wide)], axis=-1))
+
+
+class _Streams(HostStreams):
+    """Viterbi streams."""
+
+    def __init__(self, state: ViterbiStreamState, backend: Backend, batch: tuple[int, ...]) -> None:
+        super().__init__(backend, batch, state.log_message)
+        self.given = state
+        self.message, scale, pointers, self.origins, self.num_steps, self.num_committed, self.num_forced = (
+            self.flat(x, rank) for x, rank in zip(state[2:-1], (1, 1, 2, 1, 0, 0, 0), strict=True)
+        )
+        self.scale = scale.astype(np.float64).sum(-1)
+        self.pointers = np.ascontiguousarray(np.moveaxis(pointers, 1, 0))
+
+    @property
+    def num_pending(self) -> Any:
+        return self.num_steps - self.num_committed
+
+    def take(self, chain: Chain, emission: Any, lengths: Any) -> None:
+        """Steps (B, n, K) of emissions."""
+        dtype, scaling = _arithmetic(chain, self.size)
+        if isinstance(chain.structure, Factored):
+            chain = chain.with_dense_transition()
+        weights = self.backend.to_numpy(self.backend.stop_gradient(chain.weights[0]))[:, 0]
+        if len(weights) > 1:  # of their own batch axes
+            weights = np.broadcast_to(
+                weights.reshape((*chain.batch_shape, *weights.shape[1:])), (*self.batch, *weights.shape[1:])
+            ).reshape(self.size, *weights.shape[1:])
+        moves = trellis.Moves(_on_host(chain, self.backend), weights, self.size, dtype)
+        initial = self.flat(self.given.log_initial, 1).astype(dtype)
+        passed = trellis.forward(
+            moves,
+            scaling,
+            initial,
+            self.message.astype(dtype, copy=False),
+            self.origins,
+            emission.astype(dtype, copy=False),
+            lengths,
+            self.num_steps,
+            self.num_pending,
+        )
+        pending = self.num_pending
+        self.pointers = trellis.window(self.pointers, passed.pointers, pending, lengths)
+        self.message, self.origins = passed.message, passed.origins
+        self.scale, self.num_steps = self.scale + passed.scale, self.num_steps + lengths
+
+    def give_out(self) -> Any:
+        """(B, m) of the steps that are final now."""
+        pending, width, delay = self.num_pending, len(self.pointers), self.given.max_delay
+        is_alive = self.message > -inf
+        is_lost = ~is_alive.any(-1) | (self.num_steps == 0)
+        best = np.where(is_alive, self.message, -inf).argmax(-1)
+        own = self.origins[np.arange(self.size), best]
+        is_wanted = ~is_lost & (pending > 0) & ~(is_alive & (self.origins != own[:, None])).any(-1)
+        if delay is not None:
+            is_wanted |= ~is_lost & (pending > delay)
+        traced = trellis.trace(self.pointers, is_alive, best, is_wanted)
+        count, remain, forced = trellis.met(traced.parting, is_alive, pending, width, delay)
+        count = np.where(is_lost, pending, np.where(is_wanted, count, 0))
+        path = np.where(is_lost, -1, traced.path)
+        states = trellis.rows_of(path, pending, count)
+        self.message = np.where(is_alive & ~remain & is_wanted[:, None], -inf, self.message)
+        self.num_forced = self.num_forced + np.where(is_wanted, forced, 0)
+        self.origins = self.origins.copy()
+        for b in np.flatnonzero(is_wanted & (count < pending)):
+            back = int(pending[b] - count[b]) - 1  # steps from the last to the first that is pending now
+            self.origins[b] = traced.seen[back][b] - b * self.message.shape[1]
+        self.num_committed = self.num_committed + count
+        self.pointers = self.pointers[width - int(self.num_pending.max(initial=0)) :]
+        return states
+
+    def rest(self, final: Any, is_ending: Any) -> Any:
+        """(B, m) of all pending steps, with the weights `final` of the last one's states."""
+        is_possible = (final > -inf).any(-1) & ~np.isnan(final).any(-1)
+        best = np.where(final > -inf, final, -inf).argmax(-1)
+        alone = np.zeros(final.shape, bool)
+        traced = trellis.trace(self.pointers, alone, best, is_ending)
+        path = np.where(is_possible, traced.path, -1)
+        return trellis.rows_of(path, self.num_pending, np.where(is_ending, self.num_pending, 0))
+
+    def reset(self, is_ended: Any) -> None:
+        """Begin streams anew."""
+        which = is_ended[:, None]
+        self.message = np.where(which, self.flat(self.given.log_initial, 1), self.message)
+        self.scale = np.where(is_ended, 0.0, self.scale)
+        self.num_steps, self.num_committed, self.num_forced = (
+            np.where(is_ended, 0, x) for x in (self.num_steps, self.num_committed, self.num_forced)
+        )
+        self.pointers = self.pointers[len(self.pointers) - int(self.num_pending.max(initial=0)) :]
+
+    def state(self) -> ViterbiStreamState:
+        """These streams as a state."""
+        given = self.given
+        pointers = np.moveaxis(self.pointers, 0, 1)
+        rest = (self.origins.astype(np.int64, copy=False), self.num_steps, self.num_committed, self.num_forced)
+        initial = self.backend.xp.broadcast_to(given.log_initial, (*self.batch, given.log_initial.shape[-1]))
+        parts = (self.back(self.message), self.scale_back(self.scale), self.back(pointers), *map(self.back, rest))
+        return ViterbiStreamState._make((initial, given.log_transition, *parts, given.max_delay))
+
+
+def _on_host(chain: Chain, backend: Backend) -> Any:
+    """The structure with its tables on the host."""
+    structure: Any = chain.structure
+    if isinstance(structure, Dense):
+        return structure
+    from .edges import structure_from
+
+    return structure_from(structure.key, tuple(backend.to_numpy(table) for table in structure.tables))
+
+
+def _arithmetic(chain: Chain, size: int) -> tuple[Any, trellis.Scaling]:
+    """What `viterbi` computes in, and when it scales: so that paths that differ by rounding alone win alike."""
+    io = np.dtype(str(chain.emission.dtype).rpartition(".")[2])
+    if isinstance(chain.structure, Factored):
+        chain = chain.with_dense_transition()
+    if fused(chain, "auto") is None:
+        return io, trellis.Scaling(1, 0, True)
+    element = element_of("f32" if io == np.float32 else "f64", variant_of(chain.structure), chain.num_states)
+    dtype = np.float32 if element == "f32" else np.float64
+    is_small = isinstance(chain.structure, Dense) and chain.num_states <= REGISTERS and size == 1
+    if is_small and dtype == np.float64:
+        return dtype, trellis.Scaling(CHUNK, 0, False)
+    return dtype, trellis.Scaling(CHUNK, CHUNK - 1, True)
