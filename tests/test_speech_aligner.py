@@ -244,7 +244,7 @@ def test_errors_of_align(reader):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("states", 0), ("iterations", 0), ("acoustic_scale", 0.0), ("variance_prior", 2.0), ("pauses", "often")],
+    [("states", 0), ("iterations", 0), ("acoustic_scales", (0.1, 0.0)), ("variance_prior", 2.0), ("pauses", "often")],
 )
 def test_settings_that_make_no_sense_are_named(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
@@ -299,3 +299,18 @@ def test_what_the_callback_raises_ends_training():
     with pytest.raises(KeyboardInterrupt):
         aligner.fit(features, transcripts, progress=stop)
     assert aligner.phones == []
+
+
+def test_the_most_likely_start_goes_on():
+    features, transcripts, _ = spoken(3)
+    ends = {}
+    for scales in ((0.02,), (1.0,), (0.02, 1.0), (1.0, 0.02)):
+        steps = PhoneAligner(AlignerSettings(iterations=2, acoustic_scales=scales)).fit(features, transcripts).steps
+        of_classes = [step.log_likelihood for step in steps if step.stage == "classes"][3::4]
+        ends[scales] = of_classes, steps[-1].log_likelihood
+    (first,), (second,) = ends[0.02,][0], ends[1.0,][0]
+    assert first != pytest.approx(second, rel=1e-6)
+    best = ends[0.02,] if first > second else ends[1.0,]
+    for scales in ((0.02, 1.0), (1.0, 0.02)):
+        assert ends[scales][0] == pytest.approx([ends[scale,][0][0] for scale in scales], rel=1e-9)
+        assert ends[scales][1] == pytest.approx(best[1], rel=1e-9)

@@ -20,9 +20,10 @@ class AlignerSettings:
     Args:
         features: what frames are made of; their slopes are added.
         states: states of a phone, the fewest frames it lasts (HTK, Kaldi and the Montreal Forced Aligner: 3).
-        iterations: of EM in each stage; four stages make 40 (Kaldi's monophones).
-        acoustic_scale: what log-densities are multiplied by in the first iteration, from where the factor grows to 1:
-            deterministic annealing, so that the flat start does not decide (0.1, which Kaldi's monophones begin with).
+        iterations: of EM in each stage; the four stages of one start make 40 (Kaldi's monophones).
+        acoustic_scales: what log-densities are multiplied by in the first iteration, from where the factor grows to 1:
+            deterministic annealing, so that the flat start does not decide. One start for each; the most likely
+            classes go on (0.1, which Kaldi's monophones begin with, and half a decade to each side).
         mean_prior: frames that the mean of a phone's broad class counts for (Kaldi's MAP estimates: 10).
         variance_prior: frames that its variance counts for (the same: 50).
         duration_prior: phones that its mean duration counts for (the same, of weights: 10).
@@ -41,7 +42,7 @@ class AlignerSettings:
     features: FeatureSettings = field(default_factory=FeatureSettings)
     states: int = 3
     iterations: int = 10
-    acoustic_scale: float = 0.1
+    acoustic_scales: tuple[float, ...] = (0.03, 0.1, 0.3)
     mean_prior: float = 10.0
     variance_prior: float = 50.0
     duration_prior: float = 10.0
@@ -61,8 +62,9 @@ class AlignerSettings:
         need_at_least("variance_prior", self.variance_prior, 3.0)
         for name in ("mean_prior", "duration_prior", "variance_floor"):
             need_at_least(name, getattr(self, name), 0.0)
-        if not 0 < self.acoustic_scale <= 1:
-            raise ValueError(f"acoustic_scale: expected a number above 0 and at most 1, got {self.acoustic_scale}")
+        object.__setattr__(self, "acoustic_scales", tuple(self.acoustic_scales))
+        if not self.acoustic_scales or not all(0 < scale <= 1 for scale in self.acoustic_scales):
+            raise ValueError(f"acoustic_scales: expected numbers above 0, at most 1, got {self.acoustic_scales}")
         if self.pauses not in ("auto", "always", "never"):
             raise ValueError(f"pauses: expected 'auto', 'always' or 'never', got {self.pauses!r}")
         if self.classes is not None:

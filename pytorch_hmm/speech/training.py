@@ -118,7 +118,7 @@ class Trainer:
         self._quiet = _moments(features, quiet)
         self._loud = _moments(features, [1.0 - q for q in quiet])
         self._steps: list[TrainingStep] = []
-        self._planned = 4 * settings.iterations
+        self._planned = (2 * len(settings.acoustic_scales) + 2) * settings.iterations
 
     def run(self) -> Trained:
         """All stages."""
@@ -138,7 +138,7 @@ class Trainer:
         return Trained(estimator, model, sums, self._steps)
 
     def _classes(self) -> tuple[Estimator, Acoustics]:
-        """One distribution a class. Silence keeps the quiet frames' while the acoustic scale grows."""
+        """One distribution a class, of the most likely start. Silence keeps the quiet frames' while the scale grows."""
         settings, count = self._settings, len(self._inventory.classes)
         estimator = Estimator(self._inventory.by_class(), self._floor)  # laws are classes
         means = torch.cat([self._quiet.means, self._loud.means.expand(count - 1, -1)])
@@ -146,11 +146,15 @@ class Trainer:
         zeros = torch.zeros(count, 1, dtype=torch.float64)
         emission = MixtureParameters(zeros, means[:, None], spread.maximum(self._floor)[:, None])
         model = Acoustics(emission, self._even_durations(count))
-        for i in range(settings.iterations):
-            scale = settings.acoustic_scale ** (1.0 - i / settings.iterations)
-            model, _ = self._step("classes", estimator, model, scale, held=(0,))
-        model, _ = self._stage("classes", estimator, model, settings.iterations)
-        return estimator, model
+        found = []
+        for first in settings.acoustic_scales:
+            annealed = model
+            for i in range(settings.iterations):
+                scale = first ** (1.0 - i / settings.iterations)
+                annealed, _ = self._step("classes", estimator, annealed, scale, held=(0,))
+            annealed, sums = self._stage("classes", estimator, annealed, settings.iterations)
+            found.append((float(sums.log_likelihood), annealed))
+        return estimator, max(found, key=lambda one: one[0])[1]
 
     def _even_durations(self, count: int) -> Tensor:
         """(count, 2): all states of all transcripts last equally long."""
