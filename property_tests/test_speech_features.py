@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from property_tests.strategies import seeds
-from pytorch_hmm.speech.features import FeatureSettings, FeatureStream, extract, log_energy
+from pytorch_hmm.speech.deltas import add_deltas
+from pytorch_hmm.speech.features import DeltaStream, FeatureSettings, FeatureStream, extract, log_energy
 
 
 @given(
@@ -30,3 +31,17 @@ def test_any_chunking(seed, rate, kind, sizes, more, cuts):
     assert len(rows) == round(len(x) / settings.hop_samples + 1e-9)
     if sizes == (0.010, 0.025):
         assert len(log_energy(x, rate)) == len(rows)
+
+
+@given(seeds, st.integers(1, 30), st.integers(1, 3), st.lists(st.integers(0, 9), max_size=8))
+def test_any_chunking_of_slopes(seed, num_frames, window, cuts):
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((num_frames, 2)))
+    stream = DeltaStream(window)
+    for _ in range(2):
+        seen, rows = 0, []
+        for piece in np.split(x, np.minimum(np.cumsum(cuts, dtype=int), num_frames)):
+            seen += len(piece)
+            rows.append(stream.push(piece))
+            assert sum(map(len, rows)) == max(0, seen - stream.latency)
+        rows = [row for row in (*rows, stream.flush()) if len(row)]
+        assert torch.equal(torch.cat(rows), add_deltas(x, window))

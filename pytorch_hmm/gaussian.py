@@ -27,6 +27,8 @@ def need_gaussian_prior(prior: Any, obs_dim: int, covariance_type: str) -> None:
     wanted: tuple[Any, ...] = ((), (obs_dim, obs_dim)) if is_matrix else ((), (obs_dim,))
     if covariance_type == "spherical":
         wanted = ((),)
+    if covariance_type == "diag" and prior.has_own_scales:
+        wanted = ((shape[0], obs_dim) if len(shape) == 2 else (None, obs_dim),)
     if shape not in wanted or (is_matrix and shape == () and float(prior.scale) != 0):
         raise ValueError(f"priors.emission.scale: expected shape {wanted[-1]} for {covariance_type!r}, got {shape}")
     if mean and mean[-1] != obs_dim:

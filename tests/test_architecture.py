@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 ONLY = {"emissions": ("numerics", "backend", "_check", "_types", "kernels.gaussians")}
 ARRAY_LIBRARIES = {"torch", "jax", "jaxlib", "triton", "array_api_compat.torch"}
 ARRAY_LIBRARIES_IN = ("backend", "kernels")
-OPTIONAL = {"jax", "jaxlib", "matplotlib", "librosa", "soundfile", "tqdm"}
+OPTIONAL = {"jax", "jaxlib", "matplotlib", "librosa", "praatio", "soundfile", "tqdm"}
 
 
 @dataclass(frozen=True)

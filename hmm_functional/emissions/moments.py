@@ -39,6 +39,7 @@ class GaussianPrior:
         mean_weight: how many observations the prior mean counts for; 0 for none.
         scale: sum of squares that the prior counts for.
         degrees: degrees of freedom.
+        has_own_scales: whether `scale` is (C, D): "diag" variances of C Gaussians, each with a scale of its own.
 
     References: Gelman et al. 2013, section 3.6; the estimate is the joint mode.
     """
@@ -47,10 +48,11 @@ class GaussianPrior:
     mean_weight: float = 0.0
     scale: Any = 0.0
     degrees: float = 0.0
+    has_own_scales: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean_weight", "scale", "degrees"):
-            if name != "scale" or not is_matrix(self.scale):
+            if name != "scale" or self.has_own_scales or not is_matrix(self.scale):
                 need_at_least(name, getattr(self, name), 0.0)
         need_at_least("mean", self.mean, -inf)
 
@@ -194,6 +196,8 @@ def maximize_gaussians(
     if covariance_type in ("full", "tied"):
         need_whole(backend, "fixed.covariances", fixed[1])
     prior = GaussianPrior() if prior is None else prior
+    if prior.has_own_scales and covariance_type != "diag":
+        raise ValueError(f"prior: expected 'diag' covariances beside has_own_scales, got {covariance_type!r}")
     dtype, (count, dim) = means.dtype, means.shape
     centre = wide(backend, centre_of(backend, means))
     n, sums, squares = statistics

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .deltas import add_deltas
+
 FLOOR = 1e-10
 """Least power of a band, about the noise of rounding to 16 bits: digital silence has a finite logarithm."""
 
@@ -149,6 +151,49 @@ class FeatureStream:
     def reset(self) -> None:
         """Forget the samples; the next ones start another stream."""
         self._framing = _Framing(self.settings)
+
+
+class DeltaStream:
+    """`add_deltas` of frames that come in pieces: each row once the frames that its slopes see are there.
+
+    The rows are those of `add_deltas` over all frames, whatever the pieces.
+
+    Example:
+        >>> stream = DeltaStream()
+        >>> [len(stream.push(torch.zeros(3, 13))) for _ in range(3)], len(stream.flush())
+        ([0, 2, 3], 4)
+    """
+
+    def __init__(self, window: int = 2) -> None:
+        self.window = window
+        self._held: Tensor | None = None
+        self._num_before = 0
+        """Frames held that only later rows' slopes see."""
+
+    @property
+    def latency(self) -> int:
+        """Frames that a row waits for."""
+        return 2 * self.window  # the slopes of slopes reach twice as far
+
+    def push(self, frames: Tensor) -> Tensor:
+        """Take the next frames (n, D), any n; the rows (m, 3 D) that they complete."""
+        self._held = frames if self._held is None else torch.cat([self._held, frames])
+        return self._take(len(self._held) - self.latency)
+
+    def flush(self) -> Tensor:
+        """End the stream: the rows (m, 3 D) that still waited; the next frames start another."""
+        rows = torch.zeros(0, 0) if self._held is None else self._take(len(self._held))
+        self._held, self._num_before = None, 0
+        return rows
+
+    def _take(self, end: int) -> Tensor:
+        held, first = self._held, self._num_before
+        if held is None or end <= first:
+            return torch.zeros(0, 0 if held is None else 3 * held.shape[1])
+        rows = add_deltas(held, self.window)[first:end]
+        start = max(0, end - self.latency)
+        self._held, self._num_before = held[start:].clone(), end - start
+        return rows
 
 
 class _Framing:

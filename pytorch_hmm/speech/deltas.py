@@ -1,0 +1,89 @@
+"""Slopes of features over time, and features relative to their speaker's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hmm_functional._check import need_count
+
+
+def delta(x: Tensor, window: int = 2) -> Tensor:
+    """Slope of each feature over 2 `window` + 1 frames by least squares; the ends repeat the first and last frame.
+
+    Args:
+        x: (T, D).
+
+    Returns:
+        (T, D), in units of x a frame.
+
+    References: Furui 1986; Young et al. 2006 (The HTK Book), equation 5.16.
+    """
+    need_count("window", window, 1)
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"x: expected shape (T, D) with at least one frame, got {tuple(x.shape)}")
+    last = len(x) - 1
+    steps = torch.arange(len(x), device=x.device)
+    total = torch.zeros_like(x)
+    for k in range(1, window + 1):
+        total += k * (x[(steps + k).clamp_max(last)] - x[(steps - k).clamp_min(0)])
+    return total / (2 * sum(k * k for k in range(1, window + 1)))
+
+
+def add_deltas(x: Tensor, window: int = 2) -> Tensor:
+    """Features (T, D), their slopes and the slopes of these: (T, 3 D). See `delta`.
+
+    Example:
+        >>> add_deltas(torch.arange(6.0)[:, None])[2:4]
+        tensor([[ 2.0000,  1.0000,  0.0800],
+                [ 3.0000,  1.0000, -0.0800]])
+    """
+    first = delta(x, window)
+    return torch.cat([x, first, delta(first, window)], -1)
+
+
+class Normaliser(NamedTuple):
+    """Mean and standard deviation of each feature."""
+
+    mean: Tensor
+    """(D,)"""
+    deviation: Tensor
+    """(D,), 1 where a feature never changes."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features (T, D) with a mean of 0 and variances of 1."""
+        return ((x - self.mean) / self.deviation).to(x.dtype)
+
+
+def normaliser(features: list[Tensor]) -> Normaliser:
+    """Of all frames of a list of (T, D), summed in float64."""
+    count = sum(len(x) for x in features)
+    mean = torch.stack([x.to(torch.float64).sum(0) for x in features]).sum(0) / count
+    squares = torch.stack([(x.to(torch.float64) - mean).square().sum(0) for x in features]).sum(0) / count
+    deviation = squares.sqrt()
+    return Normaliser(mean, deviation.where(deviation > 1e-8 * (1.0 + mean.abs()), 1.0))
+
+
+def cmvn(features: Mapping[str, Tensor], speakers: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """Features less the mean of their speaker, over his standard deviation: cepstral mean and variance normalisation.
+
+    Args:
+        features: (T, D) of each utterance.
+        speakers: of each utterance; default one for all, who also stands for utterances that have none.
+
+    Returns:
+        (T, D) of each utterance, in its dtype.
+
+    References: Viikki and Laurila 1998.
+    """
+    names: dict[str, list[str]] = {}
+    for name in features:
+        names.setdefault((speakers or {}).get(name, ""), []).append(name)
+    found = {}
+    for own in names.values():
+        of_speaker = normaliser([features[name] for name in own])
+        found.update({name: of_speaker(features[name]) for name in own})
+    return {name: found[name] for name in features}

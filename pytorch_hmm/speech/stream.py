@@ -1,0 +1,255 @@
+"""`python -m pytorch_hmm stream`: raw samples on standard input, states on standard output as they become final."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Self, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..hmm import BaseHMM
+from ..streaming import StreamingHMMProcessor
+from .aligner import PhoneAligner
+from .features import DeltaStream, FeatureSettings, FeatureStream
+
+
+class StreamError(Exception):
+    """The model or the settings cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What the command line asks for."""
+
+    model: Path
+    rate: int = 16_000
+    decode: str = "viterbi"
+    chunk: int = 16
+    """Frames decoded at once."""
+    look_ahead: int = 20
+    """Frames a posterior waits for."""
+    max_delay: int | None = 200
+    """Frames after which a state of the best path is final at the latest; None for no limit."""
+    features: str | None = None
+    """Of a model that was saved without: "mfcc" or "log_mel"."""
+    deltas: bool = False
+    changes: bool = False
+    """Whether a line comes with another state only, not with every frame."""
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> StreamOptions:
+        """From the command line.
+
+        Raises:
+            StreamError: an argument that makes no sense.
+        """
+        for name, value, least in (
+            ("rate", given.rate, 1),
+            ("chunk", given.chunk, 1),
+            ("look-ahead", given.look_ahead, 0),
+            ("max-delay", given.max_delay, 0),
+        ):
+            if value < least:
+                raise StreamError(f"--{name}: expected at least {least}, got {value}")
+        return cls(
+            given.model,
+            given.rate,
+            given.decode,
+            given.chunk,
+            given.look_ahead,
+            given.max_delay or None,
+            given.features,
+            given.deltas,
+            given.changes,
+        )
+
+
+class Source(NamedTuple):
+    """A model, and how it came to its observations."""
+
+    hmm: BaseHMM
+    names: list[str]
+    """Of the states; several may have one."""
+    settings: FeatureSettings
+    has_deltas: bool
+    mean: Tensor
+    scale: Tensor
+
+
+def load_source(options: StreamOptions) -> Source:
+    """The model of a file: an aligner's phones, each after any other, or any HMM that was saved.
+
+    Raises:
+        StreamError: there is none, or its features are not known.
+    """
+    path = options.model
+    try:
+        if PhoneAligner.is_file(path):
+            return Source(*PhoneAligner.load(path).phone_loop())
+        hmm = BaseHMM.load(path)
+    except OSError as error:
+        raise StreamError(f"--model: {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise StreamError(f"--model: {error}") from None
+    if options.features is None:
+        raise StreamError(f"--features: expected mfcc or log_mel, {path} does not say what its model was trained on")
+    width = hmm.frame_shape[0] if len(hmm.frame_shape) == 1 else 0
+    if width == 0 or (options.deltas and width % 3):
+        raise StreamError(f"--model: {path} holds a {type(hmm).__name__} of frames {hmm.frame_shape}, not of features")
+    count = width // 3 if options.deltas else width
+    mels = max(40, count) if options.features == "mfcc" else count
+    settings = FeatureSettings(options.rate, options.features, num_mels=mels, num_coefficients=count)  # type: ignore[arg-type]
+    names = [str(state) for state in range(hmm.num_states)]
+    return Source(hmm, names, settings, options.deltas, torch.zeros(width), torch.ones(width))
+
+
+def run(options: StreamOptions, source: BinaryIO | None = None, sink: TextIO | None = None) -> int:
+    """Decode 16-bit little-endian samples until they end, or Ctrl-C (130, after what came till then).
+
+    Raises:
+        StreamError: see `load_source`, or settings that do not fit the model.
+    """
+    source, sink = source or sys.stdin.buffer, sink or sys.stdout
+    decoder = Decoder(load_source(options), options)
+    try:
+        with _Interruptible() as interruptible:
+            for samples in _samples(source, decoder.chunk_samples, interruptible):
+                _print(decoder.push(samples), sink)
+            _print(decoder.flush(), sink)
+    except BrokenPipeError:  # nobody reads on: nothing is left to do
+        with suppress(OSError, ValueError):  # what Python flushes on its way out has to go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
+    return 130 if interruptible.is_asked else 0
+
+
+class _Interruptible:
+    """Ctrl-C ends reading, and never breaks in while a chunk is decoded."""
+
+    def __init__(self) -> None:
+        self.is_asked = self.is_reading = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        with suppress(ValueError):  # other threads get no signals
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        self.is_asked = True
+        if self.is_reading:
+            raise KeyboardInterrupt
+
+    def read(self, source: BinaryIO, most: int) -> bytes:
+        """The next bytes, as soon as there are some; none at the end, or when asked to stop."""
+        read = getattr(source, "read1", source.read)
+        try:
+            self.is_reading = True
+            return b"" if self.is_asked else read(most)
+        except KeyboardInterrupt:
+            return b""
+        finally:
+            self.is_reading = False
+
+
+class Decoder:
+    """From samples to lines of text: time in seconds, state, and its probability unless paths are decoded."""
+
+    def __init__(self, source: Source, options: StreamOptions) -> None:
+        if options.rate != source.settings.sample_rate:
+            wanted = source.settings.sample_rate
+            raise StreamError(f"--rate: the model takes {wanted} samples a second, got {options.rate}")
+        try:
+            self._processor = StreamingHMMProcessor(
+                source.hmm,
+                options.chunk,
+                options.look_ahead,
+                options.decode,  # type: ignore[arg-type]
+                frame_rate=1 / source.settings.hop,
+                max_delay=options.max_delay if options.decode == "viterbi" else None,
+            )
+        except (TypeError, ValueError) as error:
+            raise StreamError(str(error)) from None
+        self._source, self._options = source, options
+        self._features, self._deltas = FeatureStream(source.settings), DeltaStream()
+        self._waiting = torch.zeros(0, len(source.mean))
+        self._num_frames = 0
+        self._last: str | None = None
+        groups = {name: n for n, name in enumerate(dict.fromkeys(source.names))}
+        self._groups, self._group_of = list(groups), torch.tensor([groups[name] for name in source.names])
+
+    @property
+    def chunk_samples(self) -> int:
+        """Samples of a chunk of frames."""
+        return self._options.chunk * self._source.settings.hop_samples
+
+    def push(self, samples: Any) -> list[str]:
+        """Lines of the states that became final with the next samples (n,)."""
+        frames = self._features.push(samples)
+        self._take(self._deltas.push(frames) if self._source.has_deltas else frames)
+        lines = []
+        while len(self._waiting) >= (count := self._options.chunk):
+            chunk, self._waiting = self._waiting[:count], self._waiting[count:]
+            lines += self._lines(self._processor.process_chunk(chunk))
+        return lines
+
+    def flush(self) -> list[str]:
+        """Lines of all that still waited."""
+        frames = self._features.flush()
+        if self._source.has_deltas:
+            frames = torch.cat([self._deltas.push(frames), self._deltas.flush()])
+        self._take(frames)
+        lines = self._lines(self._processor.process_chunk(self._waiting)) if len(self._waiting) else []
+        self._waiting = self._waiting[:0]
+        return lines + self._lines(self._processor.flush())
+
+    def _take(self, frames: Tensor) -> None:
+        if len(frames):
+            self._waiting = torch.cat([self._waiting, (frames - self._source.mean) / self._source.scale])
+
+    def _lines(self, found: Tensor | None) -> list[str]:
+        if found is None:
+            return []
+        if found.ndim == 1:
+            names = [self._source.names[int(state)] if state >= 0 else "-" for state in found]
+            extra = [""] * len(names)
+        else:
+            grouped = found.new_zeros(len(found), len(self._groups)).index_add_(1, self._group_of, found)
+            best = grouped.max(1)
+            names = [self._groups[int(group)] for group in best.indices]
+            extra = [f"\t{value:.4f}" for value in best.values.tolist()]
+        lines = []
+        for name, more in zip(names, extra, strict=True):
+            if not self._options.changes or name != self._last:
+                lines.append(f"{self._num_frames * self._source.settings.hop:.3f}\t{name}{more}")
+            self._last = name
+            self._num_frames += 1
+        return lines
+
+
+def _samples(source: BinaryIO, count: int, interruptible: _Interruptible) -> Iterator[Any]:
+    """Pieces of at most `count` samples, each as soon as it is there; half a sample at the end is none."""
+    rest = b""
+    while piece := interruptible.read(source, 2 * count):
+        piece = rest + piece
+        whole = len(piece) // 2 * 2
+        rest = piece[whole:]
+        yield np.frombuffer(piece[:whole], "<i2").astype(np.float32) / 32768
+
+
+def _print(lines: list[str], sink: TextIO) -> None:
+    if lines:
+        sink.write("\n".join(lines) + "\n")
+        sink.flush()
