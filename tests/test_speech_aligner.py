@@ -1,9 +1,10 @@
-"""The trainable aligner: real speech against another system's boundaries, drawn speech against its own, and its life."""
+"""The trainable aligner: speech against another system's boundaries, drawn speech against its own, and its life."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def reader():
 def drawn():
     """Drawn speech and an aligner trained on it."""
     features, transcripts, starts = spoken(8)
-    aligner = PhoneAligner(FEW)
+    aligner = PhoneAligner()
     assert aligner.fit(features, transcripts).skipped == {}
     return aligner, aligner.normalise(features), transcripts, starts
 
@@ -270,8 +271,6 @@ def test_saved_and_loaded_it_aligns_the_same(reader, tmp_path):
 
 def test_settings_survive_json():
     settings = AlignerSettings(classes={"a": "b"}, states=2)
-    from dataclasses import asdict
-
     assert AlignerSettings.of(json.loads(json.dumps(asdict(settings)))) == settings
 
 

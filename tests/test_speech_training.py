@@ -1,4 +1,4 @@
-"""The parts of the aligner's training: expected counts against enumeration, priors, splitting, silence, slopes, classes."""
+"""The parts of the aligner's training: counts against enumeration, priors, splitting, silence, slopes, classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import scipy.stats
 import torch
 
 from hmm_functional.emissions import Gaussian, GaussianMixture, GaussianParameters, GaussianPrior, MixtureParameters
+from hmm_functional.learning import Priors
 from pytorch_hmm import GaussianHMM
 from pytorch_hmm.speech.compile import compile_words, fewest_frames, inventory_of
 from pytorch_hmm.speech.corpus import Word
 from pytorch_hmm.speech.deltas import add_deltas, cmvn, delta
-from pytorch_hmm.speech.embedded import Acoustics, make_batches, posteriors_of
+from pytorch_hmm.speech.embedded import Acoustics, Classes, make_batches, posteriors_of
 from pytorch_hmm.speech.phones import ARPABET, PhoneSet, UnknownPhone
 from pytorch_hmm.speech.settings import AlignerSettings
 from pytorch_hmm.speech.training import silence_shares, split
@@ -121,20 +122,17 @@ def test_priors_with_scales_of_their_own_are_priors_of_each():
         density += own.log_prior(GaussianParameters(*(p[k : k + 1] for p in found)))
     torch.testing.assert_close(together.log_prior(found), density)
     hmm = GaussianHMM(3, 2).double()
-    from hmm_functional.learning import Priors
-
     hmm.fit(x, init="keep", num_iterations=1, tolerance=0, priors=Priors(emission=prior))
+    full = Gaussian("full", 0.0, prior)
+    begin = GaussianParameters(start.means, torch.eye(2).double().expand(3, 2, 2))
+    statistics = full.statistics(x, shares, begin)
     with pytest.raises(ValueError, match="prior: expected 'diag' covariances beside has_own_scales, got 'full'"):
-        full = Gaussian("full", 0.0, prior)
-        begin = GaussianParameters(start.means, torch.eye(2).double().expand(3, 2, 2))
-        full.m_step(full.statistics(x, shares, begin), begin)
+        full.m_step(statistics, begin)
     with pytest.raises(ValueError, match="scale: expected numbers of at least 0"):
         GaussianPrior(mean, 4.0, -scale, 6.0, has_own_scales=True)
 
 
 def test_class_beliefs_weigh_as_many_frames_as_they_say():
-    from pytorch_hmm.speech.embedded import Classes
-
     half = torch.full((1, 2), 0.5).double().log()
     classes = Classes(torch.tensor([[2.0]]).double(), torch.tensor([[3.0]]).double(), half, 10.0, 50.0, 10.0)
     family = GaussianMixture("diag", 0.0, classes.gaussians(1))

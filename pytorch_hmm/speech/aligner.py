@@ -25,6 +25,8 @@ from .settings import AlignerSettings
 from .trained import Learnt, PhoneLoop, is_learnt, make_phone_loop, read_learnt, write_learnt
 from .training import Trainer, TrainingStep, silence_shares
 
+__all__ = ["AlignerSettings", "Alignment", "PhoneAligner", "TrainingReport", "TrainingStep"]
+
 
 class Alignment(NamedTuple):
     """When each word and phone of a transcript was spoken."""
@@ -191,6 +193,8 @@ class PhoneAligner:
             found = hf.forced_align(emission, graph)
             scores = hf.state_scores(graph, emission)
             total = hf.log_likelihood(graph.log_initial, graph.log_transition, scores, log_final=graph.log_final)
+        assert found.confidence is not None
+        assert found.start_deviation is not None
         of_word = hf.transcript_tokens(transcript).words
         starts, ends = found.start.tolist(), found.end.tolist()
         confidences, spread = found.confidence.tolist(), found.start_deviation.tolist()

@@ -8,7 +8,7 @@ import torch
 PHONES = ("AA", "IY", "S", "T", "M", "L")
 
 
-def spoken(num_utterances, *, dim=4, seed=0, phones=PHONES, gap=3.0, num_phones=10, mean_frames=9):
+def spoken(num_utterances, *, dim=4, seed=0, phones=PHONES, gap=5.0, num_phones=10, mean_frames=9):
     """Features (T, dim), transcripts with silence at both ends, and first frames, of each utterance by its name."""
     rng = np.random.default_rng(seed)
     means = {phone: gap * rng.standard_normal(dim) for phone in phones}
