@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _align(commands)
     _stream(commands)
     given = parser.parse_args(arguments)
+    if sys.stderr is None:  # closed: what is told goes nowhere
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     run: Callable[[argparse.Namespace], int] = given.run
     try:
         return run(given)

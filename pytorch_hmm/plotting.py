@@ -8,6 +8,7 @@ from __future__ import annotations
 import io as bytes_io
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -161,14 +162,15 @@ def plot_alignment(
     heights = [5.0, *[0.9] * len(tiers)]
     rows = figure.subplots(1 + len(tiers), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     plot_features(values, frame_shift, axes=rows[0])
-    rows[0].set(xlabel="", ylabel=ylabel, title=title or "")
+    rows[0].set(xlabel="", ylabel=ylabel)
+    rows[0].set_title(title or "", parse_math=False)
     if any(not math.isnan(segment.confidence) for segments in tiers.values() for segment in segments):
         figure.colorbar(
             ScalarMappable(cmap=_pale("RdYlGn")), ax=list(rows), pad=0.01, fraction=0.03, label="confidence"
         )
     for axes, (name, segments) in zip(rows[1:], tiers.items(), strict=True):
         plot_segments(segments, axes=axes)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", parse_math=False)
     for n, segments in enumerate(tiers.values()):
         is_last = n == len(tiers) - 1
         edges = {edge for segment in segments for edge in (segment.start, segment.end)}
@@ -186,7 +188,9 @@ def save_figure(figure: Any, path: str | os.PathLike[str], dpi: float = 110) -> 
     """
     content = bytes_io.BytesIO()
     kind = os.path.splitext(path)[1][1:] or "png"
-    figure.savefig(content, dpi=dpi, format=kind)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
+        figure.savefig(content, dpi=dpi, format=kind)
     replace(path, content.getvalue())
 
 
@@ -240,4 +244,5 @@ def _write(axes: Any, label: str, middle: float, points: float) -> None:
         size, angle = min(8.0, max(5.0, points)), 90
     else:
         return
-    axes.text(middle, 0.5, label, ha="center", va="center", fontsize=size, rotation=angle, clip_on=True)
+    where = {"ha": "center", "va": "center", "rotation": angle, "clip_on": True}
+    axes.text(middle, 0.5, label, fontsize=size, parse_math=False, **where)

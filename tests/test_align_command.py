@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import io as io_of_text
 import os
 import shutil
 import signal
@@ -242,6 +243,7 @@ def test_a_phone_not_heard_in_training(tmp_path, whole, capsys):
         (["{corpus}", "--out", "{out}", "--classes", "{missing}"], "missing: No such file"),
         (["{corpus}", "--out", "{out}", "--classes", "{file}"], "--classes: "),
         (["{bad}", "--out", "{out}"], "no recording in "),
+        (["{corpus}", "--out", "{out}", "--silence", ""], "silence: expected the name of a phone"),
     ],
 )
 def test_unusable_input(corpus, tmp_path, arguments, message, capsys):
@@ -318,6 +320,40 @@ def test_killed_in_the_middle(corpus, whole, tmp_path):
     assert main([str(argument) for argument in command]) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert files(out) == files(whole)
+
+
+def test_what_was_done_stands_where_it_cannot_be_printed(corpus, whole, monkeypatch, capsys):
+    class Broken(io_of_text.StringIO):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def write(self, _):
+            raise OSError(self.number, os.strerror(self.number))
+
+    command = ["align", str(corpus), "--out", str(whole), *FORMATS, *FAST]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Broken(errno.EPIPE))
+        assert main(command) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Broken(errno.ENOSPC))
+        assert main(command) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pytorch_hmm: cannot print what was done: No space left on device; it is done")
+    with monkeypatch.context() as patched:
+        for name in ("stdout", "stderr"):
+            patched.setattr(sys, name, None)
+        assert main(command) == 0
+        sys.stderr.close()
+
+
+def test_names_that_matplotlib_takes_for_more(tmp_path, whole, capsys):
+    """Formulas, and letters that its font lacks."""
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    write_utterance(corpus, r"a$\frac$ 漢", UTTERANCES["anna/1"], 0)
+    assert main(["align", str(corpus), "--out", str(out), "--model", str(whole / "model.safetensors")]) == 0
+    assert (out / "a$\\frac$ 漢.png").is_file()
+    assert "Glyph" not in capsys.readouterr().err
 
 
 @contextlib.contextmanager

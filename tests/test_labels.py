@@ -181,6 +181,12 @@ def test_textgrids(tmp_path, content, encoding):
         ('"clicks"', '"words"', r":30: tier 'words' is there twice"),
         ('"TextGrid"', '"Pitch"', r":2: expected a text file of the class TextGrid"),
         ("<exists>", '"3"', r":6: expected '<exists>'"),
+        (
+            "intervals: size = 3",
+            "intervals: size = 1e999",
+            r":14: expected the size of tier 'words', got '1e999', which",
+        ),
+        ("xmax = 2.5", "xmax = -2.5", r":5: ends before it starts, 0 to -2.5 s"),
     ],
 )
 def test_bad_textgrids(tmp_path, old, new, message):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..plotting import plot_alignment, save_figure
 from .aligner import PhoneAligner
 from .audio import AudioError, read_audio
+from .console import let_go
 from .corpus import Lexicon, Recording, TranscriptError, Word, find_recordings, read_lexicon, read_transcript
 from .features import extract, log_energy, log_mel
 from .labels import Segment, write_ctm, write_htk, write_textgrid
@@ -100,7 +101,11 @@ def run(options: AlignOptions) -> int:
     if not recordings and not problems:
         raise AlignError(f"no .wav or .flac files in {options.corpus}")
     with _errors_of_disk(options.out), closing(Outputs(options.out)) as outputs:
-        return _run(options, outputs, recordings, problems, lexicon)
+        records, table = _run(options, outputs, recordings, problems, lexicon)
+    _report(records, problems, table)
+    if not records:
+        raise AlignError(f"no recording in {options.corpus} could be aligned: {next(iter(problems.values()))}")
+    return 1 if problems else 0
 
 
 def _run(
@@ -109,7 +114,8 @@ def _run(
     recordings: Sequence[Recording],
     problems: dict[str, str],
     lexicon: Lexicon | None,
-) -> int:
+) -> tuple[dict[str, Record], Path]:
+    """The records of what was aligned, and the table; `problems` gets what was not."""
     for name, reason in problems.items():
         _say_skipped(name, reason)
     settings, aligner = options.settings, None
@@ -130,11 +136,7 @@ def _run(
     else:
         model_file = Path(options.model or "")
     records = _align_all(options, outputs, aligner, file_digest(model_file), loaded, problems)
-    table = outputs.summarise(records, problems)
-    _report(records, problems, table)
-    if not records:
-        raise AlignError(f"no recording in {options.corpus} could be aligned: {next(iter(problems.values()))}")
-    return 1 if problems else 0
+    return records, outputs.summarise(records, problems)
 
 
 def _classes(path: Path) -> dict[str, str]:
@@ -299,4 +301,11 @@ def _report(records: dict[str, Record], problems: dict[str, str], table: Path) -
         rows.append(("confidence", f"{mean:.3f}, mean over recordings of their phones'"))
     rows.append(("table", str(table)))
     width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    try:
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in rows), flush=True)
+    except BrokenPipeError:  # nobody reads on, and all else is done
+        let_go(sys.stdout)
+    except OSError as error:
+        let_go(sys.stdout)
+        told = error.strerror or error
+        raise AlignError(f"cannot print what was done: {told}; it is done, and stands in {table}") from None

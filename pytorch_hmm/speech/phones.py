@@ -40,6 +40,8 @@ class PhoneSet:
     silence: str = "SIL"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.silence, str) or len(self.silence.split()) != 1:
+            raise ValueError(f"silence: expected the name of a phone, without spaces, got {self.silence!r}")
         if self.classes is not None and not self.classes:
             raise ValueError("classes: expected a class for each phone, or None for ARPAbet, got none")
         for phone, name in ({} if self.classes is None else self.classes).items():

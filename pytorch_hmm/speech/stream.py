@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from ..hmm import BaseHMM
 from ..scores import HMMPyTorch
 from ..streaming import StreamingHMMProcessor
 from .aligner import PhoneAligner
+from .console import let_go
 from .features import DeltaStream, FeatureSettings, FeatureStream
 
 
@@ -140,17 +140,11 @@ def run(options: StreamOptions, source: BinaryIO | None = None, sink: TextIO | N
                 _print(decoder.push(samples), sink)
             _print(decoder.flush(), sink)
     except BrokenPipeError:  # nobody reads on: nothing is left to do
-        _let_go(sink)
+        let_go(sink)
     except OSError as error:
-        _let_go(sink)
+        let_go(sink)
         raise StreamError(f"cannot read samples or print states: {error.strerror or error}") from None
     return 130 if interruptible.is_asked else 0
-
-
-def _let_go(sink: TextIO) -> None:
-    """What Python flushes on its way out has to go somewhere."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
 
 
 class _Interruptible:

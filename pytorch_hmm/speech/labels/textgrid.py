@@ -41,6 +41,8 @@ def read_textgrid(path: str | os.PathLike[str]) -> TextGrid:
     if tokens.text("'ooTextFile'") not in ("ooTextFile", "ooTextFile short") or tokens.text("'TextGrid'") != "TextGrid":
         raise tokens.error("expected a text file of the class TextGrid")
     start, end = tokens.number("the start"), tokens.number("the end")
+    if end < start:
+        raise tokens.error(f"ends before it starts, {start:.7g} to {end:.7g} s")
     tiers: dict[str, list[Segment]] = {}
     points: dict[str, list[Segment]] = {}
     for _ in range(tokens.count("the number of tiers") if tokens.flag() else 0):
@@ -139,7 +141,9 @@ class _Tokens:
         found = self._next(wanted)
         if found[4] is None:
             raise self.error(f"expected {wanted}, got {found[0][:40]!r}")
-        return float(found[4])
+        if not math.isfinite(value := float(found[4])):
+            raise self.error(f"expected {wanted}, got {found[0][:40]!r}, which is too large")
+        return value
 
     def count(self, wanted: str) -> int:
         value = self.number(wanted)
