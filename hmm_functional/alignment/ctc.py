@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def ctc_align(
     It is `forced_align` over `ctc_graph`, which offers more, such as other methods.
 
     Args: as `ctc_log_likelihood`.
-        posteriors: whether confidences, means and deviations are wanted, which take two more passes; else None.
+        posteriors: whether confidences, means and deviations are wanted, which take two more passes; else they are NaN.
 
     Returns:
         `ForcedAlignment(labels (..., T), log_joint (...), token_index (..., T), start (..., N), ...)`; labels hold the
@@ -169,16 +170,16 @@ def ctc_align(
     found = forced_align(log_probs, graph, lengths=lengths, posteriors=posteriors, kernel=kernel)
     num_tokens = graph.labels.shape[-1] // 2
 
-    def cut(x: Array | None, fill: float) -> Array | None:
+    def cut(x: Array, fill: float) -> Array:
         """(..., N), of as many tokens as were found to be there."""
-        if x is None or x.shape[-1] == num_tokens:
-            return x
-        if x.shape[-1] > num_tokens:
+        if x.shape[-1] >= num_tokens:
             return x[..., :num_tokens]
         rest = backend.full((*x.shape[:-1], num_tokens - x.shape[-1]), fill, like=x)
         return backend.xp.concat([x, rest], axis=-1)
 
-    return ForcedAlignment(*found[:3], *(cut(x, -1) for x in found[3:5]), *(cut(x, 0.0) for x in found[5:]))
+    times, details, beam = found[3:5], found[5:10], found[10:]
+    cuts = (*(cut(x, -1) for x in times), *(cut(x, 0.0 if posteriors else nan) for x in details))
+    return ForcedAlignment(*found[:3], *cuts, *beam)
 
 
 def _prepared(log_probs: Array, targets: Any, target_lengths: Any, blank: int) -> tuple[Array, AlignmentGraph]:
