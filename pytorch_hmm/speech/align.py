@@ -251,9 +251,7 @@ def _write(options: AlignOptions, outputs: Outputs, one: Loaded, phones: list[Se
     if "htk" in options.formats:
         write_htk(outputs.path(name, ".lab"), phones, words if has_words else None)
     if options.pictures:
-        settings = options.settings.features
-        samples = read_audio(one.recording.audio, settings.sample_rate)
-        figure = plot_alignment(log_mel(samples, settings.sample_rate), tiers, title=name)
+        figure = plot_alignment(log_mel(read_audio(one.recording.audio)), tiers, title=name)
         save_figure(figure, outputs.path(name, ".png"))
 
 

@@ -40,10 +40,11 @@ def utterance(words: list[str], seed: int, rate: int = RATE) -> tuple[Any, list[
 
 
 def write_utterance(folder: Path, name: str, words: list[str], seed: int, rate: int = RATE) -> None:
-    """NAME.wav and NAME.phones."""
+    """NAME.wav, whose length is not quite whole frames, and NAME.phones."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     samples, _ = utterance(words, seed, rate)
+    samples = samples[:-50] if seed % 2 else np.concatenate([samples, samples[:50]])
     soundfile.write(path.with_name(path.name + ".wav"), samples, rate)
     lines = [f"{word}\t{' '.join(WORDS[word])}\n" for word in words]
     path.with_name(path.name + ".phones").write_text("".join(lines))
