@@ -352,6 +352,15 @@ def test_an_infinite_beam_is_exact_in_pieces():
     torch.testing.assert_close(pieces.labels, whole.labels, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("num_tokens", [300, 299, 295])
+def test_an_infinite_beam_is_exact_where_frames_are_hardly_enough(num_tokens):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(300, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randint(5, (num_tokens,), generator=generator)
+    whole, pieces = (hf.forced_align(scores, targets, beam=beam).log_joint for beam in (None, np.inf))
+    torch.testing.assert_close(pieces, whole)
+
+
 def test_a_beam_says_what_it_pruned_and_is_never_silently_worse():
     rng = np.random.default_rng(1)
     was_wrong = was_pruned = 0

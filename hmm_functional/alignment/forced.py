@@ -92,9 +92,10 @@ def forced_align(
         posteriors: whether confidences, means and deviations are wanted, which take two more passes; else they are
             NaN. Default True, and False with a beam, which does not give them.
         beam: nats: every 128 frames, states are given up whose best alignment so far is so much worse than the best
-            one. Sequences are then gone through piece by piece, in memory that does not grow with T S. With `inf`
-            nothing is given up and the result is exact. The result says in `pruned` and `log_bound` what was given up;
-            if log_bound <= log_joint it is exact for certain, and else it may be. Not where calls are traced.
+            one. Sequences are then gone through piece by piece, in memory that grows every 128 frames by the states
+            that are left. With `inf` nothing is given up and the result is exact. The result says in `pruned` and
+            `log_bound` what was given up; if log_bound <= log_joint it is exact for certain, and else it may be. Not
+            where calls are traced.
         kernel: as in `log_likelihood`.
 
     Returns:
