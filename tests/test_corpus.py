@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 
 from pytorch_hmm.speech.corpus import TranscriptError, Word, find_recordings, read_lexicon, read_transcript
@@ -83,3 +86,18 @@ def test_words_need_a_lexicon(tmp_path):
     for text, message in (("the\n", r"l:1: expected a word and its phones, got 'the'"), (";;; x\n", "l is empty")):
         with pytest.raises(TranscriptError, match=message):
             read_lexicon(write(tmp_path / "l", text))
+
+
+def test_comments_within_a_lexicon(tmp_path):
+    """As cmudict.dict has them."""
+    (tmp_path / "l").write_text("aalborg AO1 L B AO0 R G # place, danish\n# # AH\n")
+    assert read_lexicon(tmp_path / "l") == {"aalborg": [("AO1", "L", "B", "AO0", "R", "G")], "#": [("#", "AH")]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes")
+def test_names_that_are_no_text(tmp_path):
+    for ending in (b".wav", b".phones"):
+        (tmp_path / os.fsdecode(b"caf\xe9" + ending)).touch()
+    found, problems = find_recordings(tmp_path)
+    assert found == []
+    assert problems == {r"caf\udce9": "its name is not text in UTF-8"}

@@ -339,3 +339,34 @@ def test_a_missing_library_is_named_with_its_extra(name, monkeypatch):
     score = {"pesq": metrics.pesq_score, "pystoi": metrics.stoi_score}[name]
     with pytest.raises(ModuleNotFoundError, match=rf"{name} is not installed.*pytorch-hmm\[metrics\]"):
         score([0.0], [0.0], 16_000)
+
+
+def test_pitch_of_trackers_that_have_nan_where_unvoiced():
+    """Such as librosa's pyin, which tells voicing apart."""
+    one, other = [100.0, math.nan, 120.0, math.nan], [100.0, 90.0, math.nan, math.nan]
+    said = {"reference_voiced": [True, False, True, False], "predicted_voiced": [True, True, False, False]}
+    found = metrics.pitch_errors(one, other, **said)
+    assert [float(x) for x in found] == [0.0, 0.0, 0.0, 0.0, 0.5, 0.5]
+    with pytest.raises(ValueError, match="predicted: expected finite positive frequencies in the frames of"):
+        metrics.pitch_errors(one, other, reference_voiced=said["reference_voiced"], predicted_voiced=[True] * 4)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, math.nan, math.inf])
+def test_thresholds_that_are_none(threshold):
+    with pytest.raises(ValueError, match="threshold: expected a number of at least 0"):
+        metrics.pitch_errors([100.0], [100.0], threshold=threshold)
+    with pytest.raises(ValueError, match="threshold: expected a number of at least 0"):
+        metrics.PitchError(threshold=threshold)
+
+
+def test_cepstra_without_a_coefficient_that_counts():
+    with pytest.raises(
+        ValueError, match=r"reference: expected \(..., T, D\) with a coefficient that counts, got \(2, 1\)"
+    ):
+        metrics.mel_cepstral_distortion(torch.zeros(2, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="reference: expected"):
+        metrics.mel_cepstral_distortion(torch.zeros(3), torch.zeros(3), is_warped=True)
+
+
+def test_no_frames_have_no_accuracy():
+    assert math.isnan(metrics.frame_accuracy([], []))

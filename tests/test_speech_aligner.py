@@ -277,10 +277,10 @@ def test_settings_survive_json():
 
 def test_the_phone_loop_is_a_model_of_the_same_phones(reader):
     aligner, features, words, _ = reader
-    hmm, names, settings, has_deltas, mean, scale = aligner.phone_loop()
+    hmm, names, settings, delta_window, mean, scale = aligner.phone_loop()
     assert names[::3] == aligner.phones
     assert settings == aligner.settings.features
-    assert has_deltas
+    assert delta_window == 2
     assert mean.shape == scale.shape == (39,)
     torch.testing.assert_close(hmm.log_transition.exp().sum(-1), torch.ones(len(names)).to(hmm.log_transition))
     states, _ = hmm.viterbi_decode(features["0880"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import hmm_functional as hf
-from pytorch_hmm import CategoricalHMM, GaussianHMM
+from pytorch_hmm import CategoricalHMM, GaussianHMM, HMMPyTorch, PoissonHMM
 from pytorch_hmm.__main__ import main
 from pytorch_hmm.speech.aligner import PhoneAligner
 from pytorch_hmm.speech.deltas import add_deltas
@@ -142,6 +143,7 @@ def test_half_a_sample_at_the_end_is_none(model, samples):
 def test_unusable_models_and_settings(model, tmp_path, capsys):
     (tmp_path / "text").write_text("no model")
     CategoricalHMM(2, 3).save(tmp_path / "symbols")
+    HMMPyTorch(num_states=13).save(tmp_path / "scores")
     for arguments, message in (
         (["--model", str(tmp_path / "missing")], "--model: "),
         (["--model", str(tmp_path / "text")], "--model: "),
@@ -150,6 +152,8 @@ def test_unusable_models_and_settings(model, tmp_path, capsys):
         (["--model", str(model), "--features", "mfcc", "--deltas"], "of frames (13,)"),
         (["--model", str(model), "--features", "mfcc", "--chunk", "0"], "--chunk: expected at least 1, got 0"),
         (["--model", str(model), "--features", "mfcc", "--rate", "-5"], "--rate: expected at least 1, got -5"),
+        (["--model", str(model), "--features", "mfcc", "--rate", "40"], "--rate: hop and window"),
+        (["--model", str(tmp_path / "scores"), "--features", "mfcc"], "holds a HMMPyTorch"),
     ):
         assert main(["stream", *arguments]) == 2
         captured = capsys.readouterr()
@@ -222,3 +226,59 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(model, samples):
             process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+def test_what_cannot_be_read_or_printed_is_told_in_a_line(model, samples, tmp_path, monkeypatch):
+    options = StreamOptions(model, decode="filter", features="mfcc")
+
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StreamError, match="cannot read samples or print states: No space left on device"):
+        run(options, io.BytesIO(samples.tobytes()), Full())
+    PoissonHMM(2, 13).save(tmp_path / "counts")
+    with pytest.raises(StreamError, match=r"--model: does not take mfcc features: x.* expected counts"):
+        decoded(StreamOptions(tmp_path / "counts", features="mfcc"), samples)
+    for name, words in (("stdout", "print on standard output"), ("stdin", "samples on standard input")):
+        monkeypatch.setattr(sys, name, None)
+        with pytest.raises(StreamError, match=f"expected .*{words}, which is closed"):
+            run(options)
+    monkeypatch.undo()
+
+
+def test_the_second_ctrl_c_ends_what_cannot_be_printed(model, samples):
+    class Stalled(io.StringIO):
+        def write(self, _):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    options, before = StreamOptions(model, decode="filter", features="mfcc"), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(options, io.BytesIO(samples.tobytes()), Stalled())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_times_are_those_of_the_samples(model):
+    """A hop of 10 ms is 220 samples at 22 050 Hz, not 220.5."""
+    samples = np.random.default_rng(0).integers(-100, 100, 22_050 * 4).astype("<i2")
+    rows = decoded(StreamOptions(model, 22_050, decode="filter", features="mfcc"), samples)
+    assert float(rows[-1][0]) == pytest.approx((len(rows) - 1) * 220 / 22_050, abs=5.1e-4)
+    assert 0 < 4.0 - float(rows[-1][0]) < 0.02
+
+
+def test_slopes_are_those_of_training(tmp_path, samples):
+    x = samples.astype(np.float32) / 32768
+    settings = AlignerSettings(iterations=1, delta_window=4, acoustic_scales=(0.1,))
+    aligner = PhoneAligner(settings)
+    aligner.fit({"a": extract(x)}, {"a": ["SIL", "M", "AA", "SIL"]})
+    aligner.save(tmp_path / "model")
+    hmm, names, _, window, mean, scale = aligner.phone_loop()
+    assert window == 4
+    with torch.no_grad():
+        found = hmm.filter((add_deltas(extract(x), 4) - mean) / scale)
+    share = torch.stack([found[:, [n == name for n in names]].sum(1) for name in aligner.phones]).amax(0)
+    with pytest.raises(StreamError, match="--features, --deltas: expected neither"):
+        load_source(StreamOptions(tmp_path / "model", deltas=True))
+    rows = decoded(StreamOptions(tmp_path / "model", decode="filter"), samples)
+    assert [float(row[2]) for row in rows] == pytest.approx(share.tolist(), abs=1e-3)

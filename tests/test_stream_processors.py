@@ -259,6 +259,22 @@ def test_a_blocked_producer_hears_of_the_end():
     assert said == ["features: expected an open queue, this one is closed"]
 
 
+def test_the_interpreter_may_end_without_closing():
+    """A thread that is still at work then would abort the process now and then."""
+    code = """
+import atexit
+queues = []
+atexit.register(lambda: print(queues[0]._thread.is_alive()))  # the first is called last
+import torch
+from pytorch_hmm import HMMPyTorch, StreamingHMMProcessor, StreamingQueue
+queues.append(StreamingQueue(StreamingHMMProcessor(HMMPyTorch(3), overlap=2)))
+for _ in range(16):
+    queues[0].push(torch.zeros(4, 3))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 def test_many_producers():
     """Whose chunks come whole, each producer's in its order."""
     model = HMMPyTorch(4, transition=torch.eye(4), initial=[0.25] * 4)

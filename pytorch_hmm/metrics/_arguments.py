@@ -13,11 +13,14 @@ from .._check import lengths_like
 
 def as_tensor(name: str, x: Any, *, is_integer: bool = False) -> Tensor:
     """A tensor, an array or numbers, as float64 (or int64) of the tensor's device."""
-    if not isinstance(x, Tensor):
+    is_given = isinstance(x, Tensor)
+    if not is_given:
         try:
             x = torch.from_numpy(np.array(x))
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name}: expected numbers, got {type(x).__name__}") from error
+    if not is_given and x.numel() == 0:
+        x = x.to(torch.int64)  # NumPy takes an empty list for floats
     if x.is_complex() or (is_integer and (x.is_floating_point() or x.dtype == torch.bool)):
         raise TypeError(f"{name}: expected {'integers' if is_integer else 'real numbers'}, got {x.dtype}")
     found: Tensor = x.to(torch.int64 if is_integer else torch.float64)

@@ -45,6 +45,10 @@ def cepstral_totals(
             raise ValueError("predicted_lengths: expected None, unless is_warped both have the frames of lengths")
     if has_c0 and not include_c0:
         x, y = x[..., 1:], y[..., 1:]
+    for name, one in (("reference", x), ("predicted", y)):
+        if one.ndim < 2 or not one.shape[-1]:
+            given = tuple(as_tensor(name, reference if name == "reference" else predicted).shape)
+            raise ValueError(f"{name}: expected (..., T, D) with a coefficient that counts, got {given}")
     if is_warped:
         path = hf.dtw(
             x.detach(), y.detach(), step_pattern="symmetric1", lengths=lengths, target_lengths=predicted_lengths

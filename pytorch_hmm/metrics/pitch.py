@@ -59,23 +59,33 @@ def pitch_totals(
     """Sums of each sequence; see `pitch_errors`."""
     x, y = pair_of(reference, predicted, "(..., T)", 1)
     is_seen = is_within(lengths, x, x.shape[-1])
+    reach = _threshold(threshold)
     voiced = []
     for name, one, given in (("reference", x, reference_voiced), ("predicted", y, predicted_voiced)):
-        if bool((is_seen & ~(torch.isfinite(one) & (one >= 0))).any()):
+        # trackers that tell voicing apart may have NaN in unvoiced frames
+        if given is None and bool((is_seen & ~(torch.isfinite(one) & (one >= 0))).any()):
             raise ValueError(f"{name}: expected finite frequencies in Hz, 0 where unvoiced, within the lengths")
         found = one > 0 if given is None else as_tensor(f"{name}_voiced", given) != 0
         if found.shape != one.shape:
             raise ValueError(f"{name}_voiced: expected shape {tuple(one.shape)}, got {tuple(found.shape)}")
-        if bool((is_seen & found & ~(one > 0)).any()):
-            raise ValueError(f"{name}: expected positive frequencies in the frames of {name}_voiced")
+        if bool((is_seen & found & ~(torch.isfinite(one) & (one > 0))).any()):
+            raise ValueError(f"{name}: expected finite positive frequencies in the frames of {name}_voiced")
         voiced.append(found)
     both = is_seen & voiced[0] & voiced[1]
     x, y = torch.where(both, x, 1.0), torch.where(both, y, 1.0)
     gap, ratio = y - x, (y / x).log()
-    gross = both & (gap.abs() > threshold * x)
+    gross = both & (gap.abs() > reach * x)
     mismatched = is_seen & (voiced[0] != voiced[1])
     sums = (gap * gap, ratio * ratio, both, gross, mismatched, is_seen)
     return PitchTotals(*(s.to(torch.float64).sum(-1) for s in sums))
+
+
+def _threshold(threshold: Any) -> float:
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool):
+        raise TypeError(f"threshold: expected a number, got {type(threshold).__name__}")
+    if not 0 <= threshold < float("inf"):
+        raise ValueError(f"threshold: expected a number of at least 0, got {threshold}")
+    return float(threshold)
 
 
 def _errors(t: PitchTotals) -> PitchErrors:
@@ -103,7 +113,8 @@ def pitch_errors(
 
     Args:
         reference, predicted: (..., T), F0 in Hz, 0 where unvoiced.
-        reference_voiced, predicted_voiced: (..., T) booleans, where a continuous F0 has voicing apart.
+        reference_voiced, predicted_voiced: (..., T) booleans, where a continuous F0 has voicing apart; frames that are
+            not voiced may then hold anything, also NaN.
         threshold: relative difference beyond which an error is gross.
         lengths: (...), valid frames.
 
@@ -111,7 +122,7 @@ def pitch_errors(
         `PitchErrors`, each (...) float64; NaN where no frame is voiced in both.
 
     Raises:
-        TypeError, ValueError: shapes, lengths, or frequencies that are negative or not finite.
+        TypeError, ValueError: shapes, lengths, the threshold, or frequencies that are negative or not finite.
 
     References: gross pitch and voicing decision errors: Nakatani et al. 2008, Speech Communication 50; F0 frame error:
         Chu and Alwan 2009.
@@ -130,7 +141,7 @@ class PitchError(Metric[PitchTotals]):
 
     def __init__(self, *, threshold: float = 0.2) -> None:
         super().__init__(PitchTotals)
-        self.threshold = threshold
+        self.threshold = _threshold(threshold)
 
     def update(
         self,

@@ -225,7 +225,7 @@ def _align_all(
                     found = aligner.align(normalised[name], one.words)
                 for warning in told:
                     tqdm.write(f"{name}: {warning.message}", file=sys.stderr)
-                size = len(one.features), aligner.settings.features.hop, one.seconds
+                size = len(one.features), aligner.settings.features.frame_shift, one.seconds
                 phones, words = (_within(tier, *size) for tier in (found.phones, found.words))
                 _write(options, outputs, one, phones, words)
             except ValueError as error:  # too little sound, an unknown phone, a name that a format has no place for

@@ -174,7 +174,7 @@ class PhoneAligner:
         """
         learnt = self._trained()
         inventory, model = learnt.inventory, learnt.model
-        width, hop = model.emission.means.shape[-1], self.settings.features.hop
+        width, hop = model.emission.means.shape[-1], self.settings.features.frame_shift
         if x.ndim != 2 or x.shape[1] != width:
             raise ValueError(f"x: expected shape (T, {width}), as normalise makes it, got {tuple(x.shape)}")
         if (problem := problem_of(self.settings, x, words)) is not None:

@@ -44,7 +44,7 @@ def read_audio(
             rate, promised = file.samplerate, file.frames
             missing = _missing_bytes(path) if file.format in ("WAV", "WAVEX") else 0
             samples = file.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, UnicodeEncodeError) as error:  # names may be no text
         reason = getattr(error, "error_string", None) or str(error)
         raise AudioError(f"cannot read {path} as sound: {' '.join(reason.split())}") from None
     if missing:

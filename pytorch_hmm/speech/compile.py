@@ -36,7 +36,7 @@ def fewest_frames(settings: AlignerSettings, words: Words) -> int:
 
 def problem_of(settings: AlignerSettings, x: Any, words: Words | None) -> ValueError | None:
     """Why an utterance cannot be aligned."""
-    phone_set, hop = settings.phone_set(), settings.features.hop
+    phone_set, hop = settings.phone_set(), settings.features.frame_shift
     if words is None:
         return ValueError("it has no transcript")
     if isinstance(words, str) or not all(isinstance(word, str | Word) for word in words):

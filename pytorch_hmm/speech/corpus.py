@@ -75,6 +75,10 @@ def find_recordings(
         sounds.setdefault(relative.with_suffix("").as_posix(), []).append(path)
     found, problems = [], {}
     for name, paths in sorted(sounds.items()):
+        shown = name.encode(errors="backslashreplace").decode()
+        if shown != name:
+            problems[shown] = "its name is not text in UTF-8"
+            continue
         texts = [text for ending in TRANSCRIPTS if (text := paths[0].with_suffix(ending)).is_file()]
         if len(paths) > 1:
             problems[name] = f"two sound files: {paths[0].name} and {paths[1].name}"
@@ -118,8 +122,8 @@ def read_transcript(path: str | os.PathLike[str], lexicon: Lexicon | None = None
 def read_lexicon(path: str | os.PathLike[str]) -> dict[str, list[tuple[str, ...]]]:
     """Pronunciations by word in lower case: one line each, the word and its phones, of the same word on further lines.
 
-    Numbers after the word are passed over (the Montreal Forced Aligner's probabilities), so are `;;;` comments, and a
-    number in brackets that the word ends on (CMUdict's `READ(2)`).
+    Numbers after the word are passed over (the Montreal Forced Aligner's probabilities), so are `;;;` comments, what
+    follows a `#` of its own (CMUdict's), and a number in brackets that the word ends on (CMUdict's `READ(2)`).
 
     Raises:
         OSError: it cannot be read. TranscriptError: a word without phones, or no word at all.
@@ -134,6 +138,8 @@ def read_lexicon(path: str | os.PathLike[str]) -> dict[str, list[tuple[str, ...]
         if not parts or line.startswith(";;;"):
             continue
         word, phones = parts[0].lower(), parts[1:]
+        if "#" in phones[1:]:
+            phones = phones[: phones.index("#", 1)]
         while phones and NUMBER.fullmatch(phones[0]):
             phones = phones[1:]
         if not phones:

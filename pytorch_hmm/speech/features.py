@@ -1,7 +1,8 @@
 """Features of speech, offline and as the samples come in.
 
-Frame t stands for the seconds [t hop, (t + 1) hop) and is centred on their middle, so that a boundary between frames
-t - 1 and t lies at t hop; windows that reach over an end see the samples there mirrored (Kaldi's `snip_edges=false`).
+Frame t stands for the seconds [t hop, (t + 1) hop), with the hop in whole samples, and is centred on their middle, so
+that a boundary between frames t - 1 and t lies at t hop; windows that reach over an end see the samples there mirrored
+(Kaldi's `snip_edges=false`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class FeatureSettings:
     Args:
         sample_rate: samples a second.
         kind: "mfcc" or "log_mel".
-        hop: seconds from frame to frame.
+        hop: seconds from frame to frame, wanted; `frame_shift` is what the sample rate has of it.
         window: seconds a frame sees.
         num_mels: bands.
         num_coefficients: of "mfcc", the zeroth (the level) among them.
@@ -58,6 +59,11 @@ class FeatureSettings:
     def hop_samples(self) -> int:
         """Samples from frame to frame."""
         return round(self.hop * self.sample_rate)
+
+    @property
+    def frame_shift(self) -> float:
+        """Seconds from frame to frame, whole samples: at 22 050 Hz 220 of them for a hop of 10 ms, 9.977 ms."""
+        return self.hop_samples / self.sample_rate
 
     @property
     def window_samples(self) -> int:

@@ -102,7 +102,7 @@ class Outputs:
                 seconds, likelihood, confidence = records[name]
                 table.writerow([name, "aligned", f"{seconds:.3f}", f"{likelihood:.4f}", f"{confidence:.4f}", ""])
         path = self.folder / "summary.csv"
-        replace(path, text.getvalue().encode())
+        replace(path, text.getvalue().encode(errors="backslashreplace"))
         return path
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..hmm import BaseHMM
+from ..scores import HMMPyTorch
 from ..streaming import StreamingHMMProcessor
 from .aligner import PhoneAligner
 from .features import DeltaStream, FeatureSettings, FeatureStream
@@ -80,7 +81,8 @@ class Source(NamedTuple):
     names: list[str]
     """Of the states; several may have one."""
     settings: FeatureSettings
-    has_deltas: bool
+    delta_window: int
+    """Frames to each side that slopes are taken over; 0 where features have none."""
     mean: Tensor
     scale: Tensor
 
@@ -94,6 +96,8 @@ def load_source(options: StreamOptions) -> Source:
     path = options.model
     try:
         if PhoneAligner.is_file(path):
+            if options.features is not None or options.deltas:
+                raise StreamError(f"--features, --deltas: expected neither, {path} says what its model was trained on")
             return Source(*PhoneAligner.load(path).phone_loop())
         hmm = BaseHMM.load(path)
     except OSError as error:
@@ -103,13 +107,16 @@ def load_source(options: StreamOptions) -> Source:
     if options.features is None:
         raise StreamError(f"--features: expected mfcc or log_mel, {path} does not say what its model was trained on")
     width = hmm.frame_shape[0] if len(hmm.frame_shape) == 1 else 0
-    if width == 0 or (options.deltas and width % 3):
+    if width == 0 or (options.deltas and width % 3) or isinstance(hmm, HMMPyTorch):
         raise StreamError(f"--model: {path} holds a {type(hmm).__name__} of frames {hmm.frame_shape}, not of features")
     count = width // 3 if options.deltas else width
     mels = max(40, count) if options.features == "mfcc" else count
-    settings = FeatureSettings(options.rate, options.features, num_mels=mels, num_coefficients=count)  # type: ignore[arg-type]
+    try:
+        settings = FeatureSettings(options.rate, options.features, num_mels=mels, num_coefficients=count)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise StreamError(f"--rate: {error}") from None
     names = [str(state) for state in range(hmm.num_states)]
-    return Source(hmm, names, settings, options.deltas, torch.zeros(width), torch.ones(width))
+    return Source(hmm, names, settings, 2 if options.deltas else 0, torch.zeros(width), torch.ones(width))
 
 
 def run(options: StreamOptions, source: BinaryIO | None = None, sink: TextIO | None = None) -> int:
@@ -118,7 +125,14 @@ def run(options: StreamOptions, source: BinaryIO | None = None, sink: TextIO | N
     Raises:
         StreamError: see `load_source`, or settings that do not fit the model.
     """
-    source, sink = source or sys.stdin.buffer, sink or sys.stdout
+    if source is None:
+        if sys.stdin is None:
+            raise StreamError("expected samples on standard input, which is closed")
+        source = sys.stdin.buffer
+    if sink is None:
+        if sys.stdout is None:
+            raise StreamError("expected to print on standard output, which is closed")
+        sink = sys.stdout
     decoder = Decoder(load_source(options), options)
     try:
         with _Interruptible() as interruptible:
@@ -126,13 +140,21 @@ def run(options: StreamOptions, source: BinaryIO | None = None, sink: TextIO | N
                 _print(decoder.push(samples), sink)
             _print(decoder.flush(), sink)
     except BrokenPipeError:  # nobody reads on: nothing is left to do
-        with suppress(OSError, ValueError):  # what Python flushes on its way out has to go somewhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
+        _let_go(sink)
+    except OSError as error:
+        _let_go(sink)
+        raise StreamError(f"cannot read samples or print states: {error.strerror or error}") from None
     return 130 if interruptible.is_asked else 0
 
 
+def _let_go(sink: TextIO) -> None:
+    """What Python flushes on its way out has to go somewhere."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
+
+
 class _Interruptible:
-    """Ctrl-C ends reading, and never breaks in while a chunk is decoded."""
+    """Ctrl-C ends reading, and does not break in while a chunk is decoded; the second one does."""
 
     def __init__(self) -> None:
         self.is_asked = self.is_reading = False
@@ -148,8 +170,8 @@ class _Interruptible:
             signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, *_: object) -> None:
-        self.is_asked = True
-        if self.is_reading:
+        is_again, self.is_asked = self.is_asked, True
+        if self.is_reading or is_again:  # lines that nobody reads may wait for ever to be written
             raise KeyboardInterrupt
 
     def read(self, source: BinaryIO, most: int) -> bytes:
@@ -177,13 +199,14 @@ class Decoder:
                 options.chunk,
                 options.look_ahead,
                 options.decode,  # type: ignore[arg-type]
-                frame_rate=1 / source.settings.hop,
+                frame_rate=1 / source.settings.frame_shift,
                 max_delay=options.max_delay if options.decode == "viterbi" else None,
             )
         except (TypeError, ValueError) as error:
             raise StreamError(str(error)) from None
         self._source, self._options = source, options
-        self._features, self._deltas = FeatureStream(source.settings), DeltaStream()
+        self._features = FeatureStream(source.settings)
+        self._deltas = DeltaStream(source.delta_window) if source.delta_window else None
         self._waiting = torch.zeros(0, len(source.mean))
         self._num_frames = 0
         self._last: str | None = None
@@ -198,22 +221,28 @@ class Decoder:
     def push(self, samples: Any) -> list[str]:
         """Lines of the states that became final with the next samples (n,)."""
         frames = self._features.push(samples)
-        self._take(self._deltas.push(frames) if self._source.has_deltas else frames)
-        lines = []
+        self._take(frames if self._deltas is None else self._deltas.push(frames))
+        lines: list[str] = []
         while len(self._waiting) >= (count := self._options.chunk):
             chunk, self._waiting = self._waiting[:count], self._waiting[count:]
-            lines += self._lines(self._processor.process_chunk(chunk))
+            lines += self._lines(self._decoded(chunk))
         return lines
 
     def flush(self) -> list[str]:
         """Lines of all that still waited."""
         frames = self._features.flush()
-        if self._source.has_deltas:
+        if self._deltas is not None:
             frames = torch.cat([self._deltas.push(frames), self._deltas.flush()])
         self._take(frames)
-        lines = self._lines(self._processor.process_chunk(self._waiting)) if len(self._waiting) else []
+        lines = self._lines(self._decoded(self._waiting)) if len(self._waiting) else []
         self._waiting = self._waiting[:0]
         return lines + self._lines(self._processor.flush())
+
+    def _decoded(self, frames: Tensor) -> Tensor | None:
+        try:
+            return self._processor.process_chunk(frames)
+        except ValueError as error:  # of counts, or zeros and ones
+            raise StreamError(f"--model: does not take {self._source.settings.kind} features: {error}") from None
 
     def _take(self, frames: Tensor) -> None:
         if len(frames):
@@ -233,7 +262,7 @@ class Decoder:
         lines = []
         for name, more in zip(names, extra, strict=True):
             if not self._options.changes or name != self._last:
-                lines.append(f"{self._num_frames * self._source.settings.hop:.3f}\t{name}{more}")
+                lines.append(f"{self._num_frames * self._source.settings.frame_shift:.3f}\t{name}{more}")
             self._last = name
             self._num_frames += 1
         return lines

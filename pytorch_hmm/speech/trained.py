@@ -48,7 +48,8 @@ class PhoneLoop(NamedTuple):
     names: list[str]
     """The phone of each state."""
     settings: FeatureSettings
-    has_deltas: bool
+    delta_window: int
+    """Frames to each side that slopes are taken over; 0 where features have none."""
     mean: Tensor
     """(D,) of features with slopes: what `hmm` takes is less this,"""
     scale: Tensor
@@ -87,7 +88,9 @@ def make_phone_loop(learnt: Learnt, settings: AlignerSettings) -> PhoneLoop:
         tied_states=[order.index(law) for law in laws],
     )
     names = [phone for phone in inventory.phones for _ in range(states)]
-    return PhoneLoop(hmm, names, settings.features, True, average.mean.float(), average.deviation.float())
+    return PhoneLoop(
+        hmm, names, settings.features, settings.delta_window, average.mean.float(), average.deviation.float()
+    )
 
 
 def write_learnt(path: str | os.PathLike[str], learnt: Learnt, settings: AlignerSettings) -> None:

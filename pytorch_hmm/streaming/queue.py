@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections import deque
 from collections.abc import Iterator
 from threading import Condition, Thread
@@ -48,6 +50,7 @@ class StreamingQueue:
         self._error: BaseException | None = None
         self._is_raised = False
         self._thread = Thread(target=self._work, name="pytorch-hmm stream", daemon=True)
+        _at_work.add(self)
         self._thread.start()
 
     def push(self, features: Tensor, timeout: float | None = None) -> None:
@@ -147,6 +150,7 @@ class StreamingQueue:
         except BaseException as error:
             self._error = error
         finally:
+            _at_work.discard(self)
             with self._changed:
                 self._is_finished = True
                 self._waiting.clear()
@@ -170,3 +174,17 @@ class StreamingQueue:
             if not self._is_aborted:
                 self._done.append(rows)
                 self._changed.notify_all()
+
+
+_at_work: set[StreamingQueue] = set()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that still computes when the interpreter goes away would abort the process."""
+    for queue in list(_at_work):
+        queue.abort()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_at_work.clear)  # threads stay behind
