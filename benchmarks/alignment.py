@@ -1,12 +1,15 @@
-"""CTC against torch's loss, and monotonic alignment search against a plain Numba one, on the CPU.
+"""Alignment on the CPU: CTC beside torch's loss, monotonic search beside a plain Numba one, warping beside dtw-python.
 
-Run as `python benchmarks/alignment.py [threads]`; times are medians of wall and of processor milliseconds.
+    python -m benchmarks.alignment [threads]
+
+Contenders take turns; times are milliseconds on the clock, medians, with ours over theirs as the median of ratios.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -18,16 +21,20 @@ import torch
 import hmm_functional as hf
 
 
-def measure(name: str, call: Callable[[], Any], repeats: int = 15) -> None:
-    call()
-    call()
-    walls, processors = [], []
-    for _ in range(repeats):
-        wall, processor = time.perf_counter(), time.process_time()
-        call()
-        walls.append(1e3 * (time.perf_counter() - wall))
-        processors.append(1e3 * (time.process_time() - processor))
-    print(f"{name:44s} {median(walls):8.1f} wall {min(walls):8.1f} least {median(processors):8.1f} processor")
+def measure(name: str, mine: Callable[[], Any], theirs: Callable[[], Any] | None = None, repeats: int = 11) -> None:
+    calls = [mine] if theirs is None else [mine, theirs]
+    times: list[list[float]] = [[] for _ in calls]
+    for i in range(repeats + 2):
+        for call, spent in zip(calls, times, strict=True):
+            before = time.perf_counter()
+            call()
+            if i >= 2:
+                spent.append(1e3 * (time.perf_counter() - before))
+    line = f"{name:58s} {median(times[0]):9.1f}"
+    if theirs is not None:
+        ratio = median(b / a for a, b in zip(*times, strict=True))
+        line += f"   other {median(times[1]):9.1f}   {ratio:5.1f} times as fast"
+    print(line, flush=True)
 
 
 @numba.njit(parallel=True, fastmath=False)
@@ -64,23 +71,44 @@ def ctc(batch: int, num_steps: int, num_symbols: int, num_tokens: int) -> None:
         torch.autograd.grad(loss.sum(), logits)
 
     sizes = f"B={batch} T={num_steps} V={num_symbols} N={num_tokens}"
-    measure(f"ctc + gradient, {sizes}", mine)
-    measure("  torch.nn.functional.ctc_loss", theirs)
+    measure(f"ctc + gradient, {sizes}", mine, theirs)
     frames = logits.detach().log_softmax(-1)
     measure("ctc_align", lambda: hf.ctc_align(frames, targets))
 
 
 def monotonic(batch: int, num_tokens: int, num_frames: int) -> None:
     scores = torch.randn(batch, num_tokens, num_frames)
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     measure(
         f"monotonic_alignment_search, B={batch} N={num_tokens} T={num_frames}",
         lambda: hf.monotonic_alignment_search(scores),
+        lambda: plain_search(scores.numpy().copy()),
     )
     turned = scores.mT.contiguous().mT
     measure("  of scores with tokens last in memory", lambda: hf.monotonic_alignment_search(turned))
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    measure("  plain Numba", lambda: plain_search(scores.numpy().copy()))
     assert (plain_search(scores.numpy().copy()) == hf.monotonic_alignment_search(scores).numpy()).all()
+
+
+def forced(batch: int, num_steps: int, num_tokens: int) -> None:
+    scores = torch.randn(batch, num_steps, 120)
+    targets = torch.randint(0, 40, (batch, num_tokens))
+    topology = hf.Topology(states=3)
+    for posteriors in (False, True):
+        measure(
+            f"forced_align, B={batch} T={num_steps} N={num_tokens}, posteriors={posteriors}",
+            lambda posteriors=posteriors: hf.forced_align(scores, targets, topology=topology, posteriors=posteriors),
+        )
+
+
+def warping(size: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from dtw import dtw as peer
+
+    x, y = torch.randn(size, 13, dtype=torch.float64), torch.randn(size, 13, dtype=torch.float64)
+    measure(f"dtw, N=M={size}", lambda: hf.dtw(x, y), lambda: peer(x.numpy(), y.numpy()), 5)
+    z = y.clone().requires_grad_()
+    measure(f"soft_dtw + gradient, N=M={size}", lambda: torch.autograd.grad(hf.soft_dtw(x, z, gamma=1.0), z), None, 5)
 
 
 def main() -> None:
@@ -90,7 +118,10 @@ def main() -> None:
     ctc(1, 1000, 32, 120)
     monotonic(32, 200, 1000)
     frames = (3 * torch.randn(1000, 32)).log_softmax(-1)
-    measure("ctc_prefix_search, T=1000 V=32 beam 16", lambda: hf.ctc_prefix_search(frames, beam_width=16), 3)
+    measure("ctc_prefix_search, T=1000 V=32 beam 16", lambda: hf.ctc_prefix_search(frames, beam_width=16), None, 3)
+    forced(8, 1000, 100)
+    for size in (500, 2000):
+        warping(size)
 
 
 if __name__ == "__main__":

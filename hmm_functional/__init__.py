@@ -88,38 +88,35 @@ from .semi_markov import (
     semi_markov_sample_posterior,
     semi_markov_viterbi,
 )
-from .semi_markov_smoothing import (
+from .stationary import stationary
+from .streaming import (
+    SemiMarkovFiltered,
     SemiMarkovSmoothState,
+    SemiMarkovStreamState,
+    SemiMarkovViterbiStreamState,
+    StreamState,
+    ViterbiStreamState,
+    semi_markov_forward,
+    semi_markov_remaining,
     semi_markov_smooth_stream_flush,
     semi_markov_smooth_stream_init,
     semi_markov_smooth_stream_step,
-)
-from .semi_markov_streaming import (
-    SemiMarkovFiltered,
-    SemiMarkovStreamState,
-    semi_markov_forward,
-    semi_markov_remaining,
     semi_markov_stream_init,
     semi_markov_stream_step,
-)
-from .semi_markov_viterbi_streaming import (
-    SemiMarkovViterbiStreamState,
     semi_markov_viterbi_stream_flush,
     semi_markov_viterbi_stream_init,
     semi_markov_viterbi_stream_reset,
     semi_markov_viterbi_stream_step,
-)
-from .stationary import stationary
-from .streaming import StreamState, stream_flush, stream_init, stream_step
-from .synthesis import mlpg
-from .transition import Banded, LowRank, Sparse
-from .viterbi_streaming import (
-    ViterbiStreamState,
+    stream_flush,
+    stream_init,
+    stream_step,
     viterbi_stream_flush,
     viterbi_stream_init,
     viterbi_stream_reset,
     viterbi_stream_step,
 )
+from .synthesis import mlpg
+from .transition import Banded, LowRank, Sparse
 from .windows import apply_windows
 
 __all__ = [

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hmm_functional as hf
+import hmm_functional.alignment.beam as beam
 import hmm_functional.alignment.segmentation as segmentation
 from property_tests.strategies import seeds
 from tests.helpers.backends import LIBRARIES, as_numpy
@@ -216,7 +217,7 @@ def test_segmentation_is_the_best_path_of_all_states_at_once(is_narrow, seed, da
     with pytest.MonkeyPatch.context() as patch:
         if is_narrow:
             patch.setattr(segmentation, "_STEPS", 1)
-            patch.setattr(segmentation, "_WIDTH", data.draw(st.integers(1, 4)))
+            patch.setattr(beam, "_ROUND", data.draw(st.integers(1, 4)))
         found = hf.ctc_segment(log_probs, utterances, skip_score=skip_score, skip_between=skip_between, window=3)
 
     graph = hf.ctc_graph(tokens, like=log_probs)

@@ -46,9 +46,7 @@ from .residuals import PseudoResiduals, pseudo_residuals
 from .scores import HMMPyTorch
 from .selection import Selection, match_states, select_num_states, standard_errors
 from .semi_markov import HSMM, DurationConstrainedHMM, Segments
-from .stream_control import AdaptiveChunks
-from .stream_queue import StreamingQueue
-from .streaming import StreamingHMMProcessor, StreamStatistics
+from .streaming import AdaptiveChunks, StreamingHMMProcessor, StreamingQueue, StreamStatistics
 from .student_t import StudentTEmission, StudentTHMM
 from .synthesis import Trajectory, choose_durations, generate_trajectory
 from .trainable import EmissionHMM

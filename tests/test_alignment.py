@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hmm_functional as hf
+from hmm_functional.transition import as_dense
 from pytorch_hmm import ForcedAligner, GaussianHMM
 from tests.helpers.alignments import Alignments
 from tests.helpers.backends import LIBRARIES, PUBLIC_LIBRARIES
@@ -131,10 +132,15 @@ def test_plain_and_general_compilers_agree(place, states, is_tied):
         silence_at=place or "words",
         self_loop=0.3,
     )
-    general = hf.transcript_graph([1, 4, 1], like=emission, topology=topology)
-    plain = hf.token_graph([1, 4, 1], like=emission, topology=topology)
+    transcripts = [[1, 4, 1], [4]]
+    general = hf.stack_graphs([hf.transcript_graph(t, like=emission, topology=topology) for t in transcripts])
+    plain = hf.token_graph(transcripts, like=emission, topology=topology)
     np.testing.assert_array_equal(plain.labels, general.labels)
     np.testing.assert_array_equal(plain.token_index, general.token_index)
+    for name in ("log_initial", "log_final"):
+        np.testing.assert_allclose(getattr(plain, name), getattr(general, name), rtol=0, atol=1e-12)
+    dense = [as_dense(graph.log_transition) for graph in (plain, general)]
+    np.testing.assert_allclose(*dense, rtol=0, atol=1e-12)
     np.testing.assert_allclose(score(plain, emission), score(general, emission), rtol=0, atol=1e-12)
 
 
@@ -344,6 +350,15 @@ def test_an_infinite_beam_is_exact_in_pieces():
     assert isinstance(graph.log_transition, hf.Sparse)
     whole, pieces = (hf.forced_align(emission, graph, **x) for x in ({"posteriors": False}, {"beam": np.inf}))
     torch.testing.assert_close(pieces.labels, whole.labels, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_tokens", [300, 299, 295])
+def test_an_infinite_beam_is_exact_where_frames_are_hardly_enough(num_tokens):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(300, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randint(5, (num_tokens,), generator=generator)
+    whole, pieces = (hf.forced_align(scores, targets, beam=beam).log_joint for beam in (None, np.inf))
+    torch.testing.assert_close(pieces, whole)
 
 
 def test_a_beam_says_what_it_pruned_and_is_never_silently_worse():

@@ -186,7 +186,7 @@ def test_nan_stays_in_its_sequence_and_padding_is_not_read():
     np.testing.assert_array_equal(found[1:], hf.ctc_log_likelihood(FRAMES, TARGETS, **OPTIONS)[1:])
     best = hf.ctc_align(frames, TARGETS, **OPTIONS)
     assert np.isnan(best.log_joint[0])
-    assert best.confidence is None
+    assert np.isnan(best.confidence).all()
     assert np.isnan(hf.ctc_align(frames, TARGETS, posteriors=True, **OPTIONS).confidence[0]).all()
     for x in (best.labels, best.token_index, best.start, best.end):
         assert (x[0] == -1).all()
@@ -195,6 +195,16 @@ def test_nan_stays_in_its_sequence_and_padding_is_not_read():
     assert (gradient[[0, 2]] == 0).all()
     assert (gradient[1, 6:] == 0).all()
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("posteriors", [False, True])
+def test_results_have_one_form_however_many_tokens_are_there(posteriors):
+    one = hf.ctc_align(FRAMES[0], [1, 2], posteriors=posteriors)
+    assert [np.shape(x) for x in one] == [(9,), (), (9,), *[(2,)] * 7, (), ()]
+    short = hf.ctc_align(FRAMES, np.array([[1, 2, 3]] * 3), target_lengths=[1, 1, 1], posteriors=posteriors)
+    assert [np.shape(x) for x in short] == [(3, 9), (3,), (3, 9), *[(3, 3)] * 7, (3,), (3,)]
+    assert (short.start[:, 1:] == -1).all()
+    assert np.isnan(short.confidence[:, 1:]).all() != posteriors
 
 
 def test_batches_broadcast_and_answers_do_not_depend_on_them():
@@ -340,7 +350,7 @@ def test_segmentation_of_what_cannot_be():
         (lambda: hf.ctc_segment(FRAMES, [[1]]), ValueError, r"log_probs: expected \(T, V\)"),
         (lambda: hf.ctc_segment(FRAMES[0], []), ValueError, "utterances: expected at least one"),
         (lambda: hf.ctc_segment(FRAMES[0], [[1], []]), ValueError, r"utterances\[1\]: expected at least one token"),
-        (lambda: hf.ctc_segment(FRAMES[0], [[1], [2, 0]]), ValueError, r"utterances\[1\]: expected no blank.*at 1"),
+        (lambda: hf.ctc_segment(FRAMES[0], [[1], [2, 0]]), ValueError, r"utterances\[1\]: expected no blank.*at \[1\]"),
         (lambda: hf.ctc_segment(FRAMES[0], [[1] * 6]), ValueError, "6, which take 11 frames.*for 9 frames"),
     ],
 )

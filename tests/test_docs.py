@@ -13,7 +13,7 @@ PAGES = [page for page in sorted(DOCS.glob("*.md")) if "```python" in page.read_
 
 
 def test_there_are_pages():
-    assert [page.name for page in PAGES] == ["durations.md", "learning.md", "streaming.md"]
+    assert [page.name for page in PAGES] == ["alignment.md", "durations.md", "learning.md", "streaming.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,4 +1,4 @@
-"""Best alignments piece by piece: in memory that does not grow with frames times states, and with a beam.
+"""Best alignments piece by piece: in memory that grows with pieces, not frames, times states; and with a beam.
 
 Each piece of the time axis is a chain of its own over a window of states. Only scores at the pieces' ends are kept; the
 way back traces one piece after the other.
@@ -51,12 +51,22 @@ class _Window:
     before: Any
     """(high - low,) scores of the step before on the host; None for the first piece."""
 
+    def leading_to(self, end: int, ahead: int, back: int) -> _Window:
+        """Those of the states from which the last step's `end` can be reached."""
+        steps = self.stop - self.start
+        low, high = max(self.low, end - ahead * steps), min(self.high, end + back * steps + 1)
+        before = None if self.before is None else self.before[low - self.low : high - self.low]
+        return _Window(self.start, self.stop, low, high, before)
 
-def beam_path(graph: AlignmentGraph, log_emission: Array, beam: float, kernel: str) -> BeamPath:
+
+def beam_path(
+    graph: AlignmentGraph, log_emission: Array, beam: float = inf, kernel: str = "auto", piece: int | None = None
+) -> BeamPath:
     """The best path of a graph without batch axes over emissions (T, V).
 
-    States are pruned every `PIECE` frames that are more than `beam` nats below the best one there.
+    States are pruned every `piece` frames, default `PIECE`, that are more than `beam` nats below the best one there.
     """
+    piece = PIECE if piece is None else piece
     backend = backend_of(log_emission=log_emission)
     num_steps, num_states = log_emission.shape[0], graph.labels.shape[-1]
     sources, targets, weights = graph_edges_of(graph)
@@ -73,14 +83,15 @@ def beam_path(graph: AlignmentGraph, log_emission: Array, beam: float, kernel: s
         """What can be reached from states low..high-1 by the end of a piece, and can still reach an end."""
         steps = stop - start
         low, high = low - back * steps, high + ahead * steps
-        low = max(low, 0, int(ends[0]) - ahead * (num_steps - 1 - start))
+        # the first step is the one before the piece, which has a frame more to go
+        low = max(low, 0, int(ends[0]) - ahead * (num_steps - start))
         return min(low, num_states - 1), min(high, num_states)
 
     windows: list[_Window] = []
     whole = kept = (int(begins[0]), int(begins[-1]) + 1)
     before, offset, bound, seen, there = None, 0.0, -inf, 0, 0
-    for start in range(0, num_steps, PIECE):
-        stop = min(start + PIECE, num_steps)
+    for start in range(0, num_steps, piece):
+        stop = min(start + piece, num_steps)
         whole = window(*whole, start, stop)
         low, high = window(*kept, start, stop)
         high = max(min(low - (low - high) // _ROUND * _ROUND, num_states), low + 1)
@@ -88,7 +99,7 @@ def beam_path(graph: AlignmentGraph, log_emission: Array, beam: float, kernel: s
             seen + (stop - start) * (min(high, whole[1]) - low),
             there + (stop - start) * (whole[1] - whole[0]),
         )
-        own = None if before is None else before[low:high]
+        own = None if before is None else before[low:high].copy()
         windows.append(_Window(start, stop, low, high, own))
         last, scale = _last(backend, graph, log_emission, windows[-1], kernel)
         if np.isnan(last).any():
@@ -107,7 +118,7 @@ def beam_path(graph: AlignmentGraph, log_emission: Array, beam: float, kernel: s
             kept = (low + int(alive[0]), low + int(alive[-1]) + 1)
         before = np.full(num_states, -inf)
         before[low:high] = last
-    states, score = _trace(backend, graph, log_emission, windows, kernel)
+    states, score = _trace(backend, graph, log_emission, windows, (ahead, back), kernel)
     return BeamPath(states, score, max(1.0 - seen / there, 0.0) if bound > -inf else 0.0, bound)
 
 
@@ -166,14 +177,25 @@ def _last(
 
 
 def _trace(
-    backend: Backend, graph: AlignmentGraph, log_emission: Array, windows: list[_Window], kernel: str
+    backend: Backend,
+    graph: AlignmentGraph,
+    log_emission: Array,
+    windows: list[_Window],
+    reach: tuple[int, int],
+    kernel: str,
 ) -> tuple[Any, Array]:
-    """The best path through the windows, from the last one back, and its score."""
+    """The best path through the windows, from the last one back, and its score.
+
+    Args:
+        reach: states that a path may go on or back by in a step.
+    """
     xp = backend.xp
     states = np.full(log_emission.shape[0], -1)
     scores = []
     end: int | None = None
     for window in reversed(windows):
+        if end is not None:
+            window = window.leading_to(end, *reach)
         size = window.high - window.low
         if end is None:
             final = graph.log_final[window.low : window.high]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def ctc_align(
     It is `forced_align` over `ctc_graph`, which offers more, such as other methods.
 
     Args: as `ctc_log_likelihood`.
-        posteriors: whether confidences, means and deviations are wanted, which take two more passes; else None.
+        posteriors: whether confidences, means and deviations are wanted, which take two more passes; else they are NaN.
 
     Returns:
         `ForcedAlignment(labels (..., T), log_joint (...), token_index (..., T), start (..., N), ...)`; labels hold the
@@ -169,26 +170,50 @@ def ctc_align(
     found = forced_align(log_probs, graph, lengths=lengths, posteriors=posteriors, kernel=kernel)
     num_tokens = graph.labels.shape[-1] // 2
 
-    def cut(x: Array | None, fill: float) -> Array | None:
+    def cut(x: Array, fill: float) -> Array:
         """(..., N), of as many tokens as were found to be there."""
-        if x is None or x.shape[-1] == num_tokens:
-            return x
-        if x.shape[-1] > num_tokens:
+        if x.shape[-1] >= num_tokens:
             return x[..., :num_tokens]
         rest = backend.full((*x.shape[:-1], num_tokens - x.shape[-1]), fill, like=x)
         return backend.xp.concat([x, rest], axis=-1)
 
-    return ForcedAlignment(*found[:3], *(cut(x, -1) for x in found[3:5]), *(cut(x, 0.0) for x in found[5:]))
+    times, details, beam = found[3:5], found[5:10], found[10:]
+    cuts = (*(cut(x, -1) for x in times), *(cut(x, 0.0 if posteriors else nan) for x in details))
+    return ForcedAlignment._make((*found[:3], *cuts, *beam))
+
+
+def need_log_probs(backend: Backend, log_probs: Array, blank: Any) -> int:
+    """The blank, after a check of both; TypeError or ValueError unless they are (..., T, V) and one of V symbols."""
+    need_floating("log_probs", backend.xp, log_probs)
+    need_shape("log_probs", log_probs.shape, (None, None), "(..., T, V)")
+    if log_probs.shape[-2] < 1 or log_probs.shape[-1] < 1:
+        raise ValueError(f"log_probs: expected at least one frame and one symbol, got {tuple(log_probs.shape)}")
+    return _blank(blank, log_probs.shape[-1])
+
+
+def need_no_blank(name: str, targets: Any, is_token: Any, blank: int) -> None:
+    """ValueError for a blank among the tokens of targets on the host."""
+    if (is_token & (targets == blank)).any():
+        place = [int(i) for i in np.argwhere(is_token & (targets == blank))[0]]
+        raise ValueError(f"{name}: expected no blank ({blank}) among the tokens, got one at {place}")
+
+
+def frames_needed(targets: Any, is_token: Any) -> Any:
+    """The fewest frames (...) of targets (..., N) on the host: one a token, and a blank between equal ones."""
+    return is_token.sum(-1) + (is_token[..., 1:] & (targets[..., 1:] == targets[..., :-1])).sum(-1)
+
+
+def _blank(blank: Any, num_symbols: int) -> int:
+    found = need_count("blank", blank, 0)
+    need_range("blank", found, 0, num_symbols - 1)
+    return found
 
 
 def _prepared(log_probs: Array, targets: Any, target_lengths: Any, blank: int) -> tuple[Array, AlignmentGraph]:
     """log_probs in float32 or wider, and the graph of the targets."""
     backend = backend_of(log_probs=log_probs)
     xp = backend.xp
-    need_floating("log_probs", xp, log_probs)
-    need_shape("log_probs", log_probs.shape, (None, None), "(..., T, V)")
-    if log_probs.shape[-2] < 1 or log_probs.shape[-1] < 1:
-        raise ValueError(f"log_probs: expected at least one frame and one symbol, got {tuple(log_probs.shape)}")
+    need_log_probs(backend, log_probs, blank)
     if xp.finfo(log_probs.dtype).bits < 32:
         log_probs = xp.astype(log_probs, xp.float32)  # gradients of a symbol are sums over its states
     return log_probs, ctc_graph(targets, like=log_probs, target_lengths=target_lengths, blank=blank)
@@ -197,17 +222,14 @@ def _prepared(log_probs: Array, targets: Any, target_lengths: Any, blank: int) -
 def _targets(backend: Backend, targets: Any, target_lengths: Any, like: Array, blank: int) -> tuple[Array, Array]:
     """Tokens (..., N) and how many of them count (...)."""
     num_symbols = like.shape[-1]
-    blank = need_count("blank", blank, 0)
-    need_range("blank", blank, 0, num_symbols - 1)
+    blank = _blank(blank, num_symbols)
     targets, numbers = targets_of(
         backend, targets, target_lengths, like, num_symbols=num_symbols, fewest=0, may_be_empty=True
     )
     if not backend.is_traced(targets, numbers) and backend.is_host(targets):
         values = np.asarray(backend.to_numpy(targets))
         is_token = np.arange(values.shape[-1]) < backend.to_numpy(numbers)[..., None]
-        if (is_token & (values == blank)).any():
-            place = tuple(int(i) for i in np.argwhere(is_token & (values == blank))[0])
-            raise ValueError(f"targets: expected no blank ({blank}) among the tokens, got one at {list(place)}")
+        need_no_blank("targets", values, is_token, blank)
     return targets, numbers
 
 
@@ -220,7 +242,7 @@ def _need_room(backend: Backend, graph: AlignmentGraph, log_probs: Array, length
     tokens = np.asarray(backend.to_numpy(graph.token_index))[..., 1::2] >= 0
     labels = np.asarray(backend.to_numpy(graph.labels))[..., 1::2]
     numbers = tokens.sum(-1)
-    needed = numbers + (tokens[..., 1:] & (labels[..., 1:] == labels[..., :-1])).sum(-1)
+    needed = frames_needed(labels, tokens)
     there = np.asarray(log_probs.shape[-2] if lengths is None else backend.to_numpy(lengths))
     numbers, needed, there = np.broadcast_arrays(numbers, needed, there)
     if (needed > there).any():

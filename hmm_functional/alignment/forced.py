@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._check import broadcast_batch, need_floating, need_shape
+from .._check import broadcast_batch
 from ..backend import Array, Backend, backend_of
-from ..chain import Chain, chain_of, lengths_of
+from ..chain import Chain, lengths_of
 from ..decode import log_joint, viterbi
 from ..likelihood import backward_pass, forward_pass
 from ..numerics import logsumexp
-from ..transition import Banded, with_weights
+from ..transition import with_weights
 from .beam import beam_path
-from .compiler import graph_edges_of
-from .graph import AlignmentGraph, running_sum, state_scores
-from .posteriors import Piece, Tokens, masses, own_posteriors, state_posteriors, tokens_of
-from .topology import Topology, token_graph
+from .graph import AlignmentGraph
+from .posteriors import Piece, masses, state_posteriors
+from .problem import Problem, compiled, explain, one_graph, problem_of
+from .segments import moments, segments, sums_of
+from .topology import Topology
 
 _METHODS = ("viterbi", "posterior")
-_CACHED = 2**17
-"""Elements of the arrays that pieces of the time axis are worked through with."""
 
 
 class ForcedAlignment(NamedTuple):
@@ -94,9 +92,10 @@ def forced_align(
         posteriors: whether confidences, means and deviations are wanted, which take two more passes; else they are
             NaN. Default True, and False with a beam, which does not give them.
         beam: nats: every 128 frames, states are given up whose best alignment so far is so much worse than the best
-            one. Sequences are then gone through piece by piece, in memory that does not grow with T S. With `inf`
-            nothing is given up and the result is exact. The result says in `pruned` and `log_bound` what was given up;
-            if log_bound <= log_joint it is exact for certain, and else it may be. Not where calls are traced.
+            one. Sequences are then gone through piece by piece, in memory that grows every 128 frames by the states
+            that are left. With `inf` nothing is given up and the result is exact. The result says in `pruned` and
+            `log_bound` what was given up; if log_bound <= log_joint it is exact for certain, and else it may be. Not
+            where calls are traced.
         kernel: as in `log_likelihood`.
 
     Returns:
@@ -133,7 +132,7 @@ def forced_align(
             raise ValueError(f"beam: expected at least 0 nats, got {beam}")
         return _align_in_pieces(log_emission, targets, lengths, target_lengths, topology, beam, kernel)
     posteriors = posteriors is None or posteriors
-    made = _problem(log_emission, targets, lengths, target_lengths, topology)
+    made = problem_of(log_emission, targets, lengths, target_lengths, topology)
     graph, chain, backend = made.graph, made.chain, made.backend
     xp = backend.xp
     is_needed = posteriors or method == "posterior"
@@ -157,9 +156,9 @@ def forced_align(
     details = _unknown(backend, chain.batch_shape, made.num_tokens, scores)
     if posteriors:
         assert piece is not None
-        sums = _sums(made, piece, flat_index, start, end)
+        found_ = sums_of(made, piece, flat_index, start, end)
         details = [
-            chain.unflatten(x) for x in _moments(backend, sums, flat_index, start, end, xp.reshape(scores, (-1,)))
+            chain.unflatten(x) for x in moments(backend, found_, flat_index, start, end, xp.reshape(scores, (-1,)))
         ]
     start, end = chain.unflatten(start), chain.unflatten(end)
     none = xp.zeros_like(backend.stop_gradient(scores))
@@ -194,7 +193,7 @@ def _align_in_pieces(
     kernel: str,
 ) -> ForcedAlignment:
     """`forced_align` with a beam, one sequence after the other."""
-    graph, num_tokens, _, has_special = _compiled(log_emission, targets, target_lengths, topology)
+    graph, num_tokens, _, has_special = compiled(log_emission, targets, target_lengths, topology)
     backend = backend_of(log_emission=log_emission)
     xp = backend.xp
     if backend.is_traced(log_emission, graph.log_initial, graph.labels):
@@ -207,11 +206,11 @@ def _align_in_pieces(
     emission = xp.broadcast_to(log_emission, (*batch, *log_emission.shape[-2:]))
     paths, states = [], np.full((*batch, num_steps), -1)
     for place in np.ndindex(*batch):
-        own = _one(graph, batch, place)
+        own = one_graph(graph, batch, place)
         end = int(ends[place])
         path = beam_path(own, emission[(*place, slice(0, end), slice(None))], beam, kernel)
         if path.log_bound == -inf:
-            _explain(own, backend.to_numpy(path.log_joint), end, list(place))
+            explain(own, backend.to_numpy(path.log_joint), end, list(place))
         states[(*place, slice(0, end))] = path.states
         paths.append(path)
 
@@ -231,30 +230,6 @@ def _align_in_pieces(
 
 def _unknown(backend: Backend, batch: Any, num_tokens: int, like: Array) -> list[Array]:
     return [backend.full((*batch, num_tokens), float("nan"), like=like)] * 5
-
-
-def _one(graph: AlignmentGraph, batch: Any, place: Any) -> AlignmentGraph:
-    """One of a batch of graphs."""
-    if not batch:
-        return graph
-    backend = backend_of(log_initial=graph.log_initial)
-    transition: Any = graph.log_transition
-    weights = transition.log_bands if isinstance(transition, Banded) else transition.log_weights
-    rank = 2 if isinstance(transition, Banded) else 1
-
-    def pick(x: Array, own: int) -> Array:
-        shape = tuple(x.shape[x.ndim - own :])
-        return backend.xp.broadcast_to(x, (*batch, *shape))[(*place, *[slice(None)] * own)]
-
-    if weights.ndim > rank:
-        transition = with_weights(transition, pick(weights, rank + 1))
-    return AlignmentGraph(
-        pick(graph.log_initial, 1),
-        transition,
-        pick(graph.log_final, 1),
-        pick(graph.labels, 1),
-        pick(graph.token_index, 1),
-    )
 
 
 def boundary_posteriors(
@@ -287,124 +262,13 @@ def boundary_posteriors(
                 [0.0000, 0.5000],
                 [0.0000, 0.5000]])
     """
-    made = _problem(log_emission, targets, lengths, target_lengths, topology)
+    made = problem_of(log_emission, targets, lengths, target_lengths, topology)
     backend, xp = made.backend, made.backend.xp
     piece = _whole(made.chain, kernel)
     p = state_posteriors(backend, piece)
     found = masses(backend, piece, p, made.tokens, made.chain.lengths if made.chain.is_ragged else None)
     is_nan = xp.any(xp.isnan(p[..., 0]) & made.chain.is_valid(), axis=1)[:, None, None]
     return BoundaryPosteriors(*(made.chain.unflatten(xp.where(is_nan, xp.nan, x)) for x in found))
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """A graph, the scores of its states, and the chain they make."""
-
-    graph: AlignmentGraph
-    emission: Array
-    chain: Chain
-    num_tokens: int
-    most_states: int
-    """No token has more."""
-    has_special: bool
-    """Whether a state may have no column."""
-
-    @property
-    def backend(self) -> Backend:
-        return self.chain.backend
-
-    @property
-    def tokens(self) -> Tokens:
-        xp, index = self.backend.xp, self.graph.token_index
-        shape = (*self.chain.batch_shape, index.shape[-1])
-        index = xp.reshape(xp.broadcast_to(index, shape), (-1, shape[-1]))
-        return tokens_of(self.chain, index, self.num_tokens, self.most_states)
-
-    def explain(self, scores: Array) -> None:
-        """Raise ValueError for a transcript that is longer than its frames, where values can be read.
-
-        Scores tell first whether there is anything to explain.
-        """
-        backend, chain = self.backend, self.chain
-        if backend.is_traced(scores, self.graph.log_initial, chain.lengths) or not backend.is_host(scores):
-            return
-        is_impossible = backend.to_numpy(scores).reshape(-1) == -inf
-        if not is_impossible.any():
-            return
-        there = backend.to_numpy(chain.lengths)
-        for i in np.flatnonzero(is_impossible):
-            place = [int(n) for n in np.unravel_index(i, chain.batch_shape)] if chain.batch_shape else []
-            _explain(_one(self.graph, chain.batch_shape, tuple(place)), -inf, int(there[i]), place)
-
-
-def _explain(graph: AlignmentGraph, score: Any, num_frames: int, place: list[int]) -> None:
-    """Raise ValueError if an impossible alignment has too few frames."""
-    if float(score) != -inf or (needed := float(fewest_frames(graph))) <= num_frames:
-        return
-    where = f" of sequence {place[0] if len(place) == 1 else place}" if place else ""
-    what = f"at least {int(needed)} frames" if needed < inf else "an alignment that ends"
-    raise ValueError(f"targets: the transcript{where} needs {what}, log_emission has {num_frames}")
-
-
-def fewest_frames(graph: AlignmentGraph) -> Any:
-    """The fewest frames of any alignment (...), on the host; inf where there is none."""
-    backend = backend_of(log_initial=graph.log_initial)
-    sources, targets, weights = graph_edges_of(graph)
-    initial, final = (backend.to_numpy(x) > -inf for x in (graph.log_initial, graph.log_final))
-    batch = np.broadcast_shapes(initial.shape[:-1], final.shape[:-1], weights.shape[:-1])
-    frames = np.moveaxis(np.where(np.broadcast_to(initial, (*batch, initial.shape[-1])), 1.0, inf), -1, 0).copy()
-    cost = np.moveaxis(np.where(weights > -inf, 1.0, inf), -1, 0)
-    cost = cost.reshape(*cost.shape, *[1] * (frames.ndim - cost.ndim)) if cost.ndim == 1 else cost
-    while True:
-        before = frames.copy()
-        np.minimum.at(frames, targets, before[sources] + cost)
-        if (frames == before).all():
-            return np.where(np.moveaxis(np.broadcast_to(final, (*batch, final.shape[-1])), -1, 0), frames, inf).min(0)
-
-
-def _compiled(
-    log_emission: Array, targets: Any, target_lengths: Any, topology: Topology | None
-) -> tuple[AlignmentGraph, int, int, bool]:
-    """The graph, how many tokens, how many states of one at most, and whether a state may have no column."""
-    backend = backend_of(log_emission=log_emission)
-    need_floating("log_emission", backend.xp, log_emission)
-    need_shape("log_emission", log_emission.shape, (None, None), "(..., T, V)")
-    if not isinstance(targets, AlignmentGraph):
-        graph = token_graph(targets, like=log_emission, target_lengths=target_lengths, topology=topology)
-        most_states = max((topology or Topology()).symbols(log_emission.shape[-1])[0])
-        return graph, _num_tokens(targets), most_states, False
-    if topology is not None or target_lengths is not None:
-        raise ValueError("topology, target_lengths: expected none beside a graph, which has its own")
-    graph = targets
-    backend_of(log_emission=log_emission, targets=graph.labels)
-    if backend.is_traced(graph.token_index, graph.labels):
-        return graph, int(graph.labels.shape[-1]), int(graph.labels.shape[-1]), True
-    tokens = backend.to_numpy(graph.token_index)
-    has_special = bool((backend.to_numpy(graph.labels) < 0).any())
-    return graph, max(int(tokens.max()) + 1, 1), _most_states(tokens), has_special
-
-
-def _problem(
-    log_emission: Array, targets: Any, lengths: Any, target_lengths: Any, topology: Topology | None
-) -> _Problem:
-    graph, num_tokens, most_states, has_special = _compiled(log_emission, targets, target_lengths, topology)
-    emission = state_scores(graph, log_emission)
-    chain = chain_of(graph.log_initial, graph.log_transition, emission, lengths=lengths, log_final=graph.log_final)
-    if chain.weights[0].shape[1] != 1 and chain.num_steps > 2:
-        raise ValueError("targets: expected a graph whose transition does not vary in time")
-    return _Problem(graph, emission, chain, num_tokens, most_states, has_special)
-
-
-def _num_tokens(targets: Any) -> int:
-    if isinstance(targets, list | tuple):
-        return max(_num_tokens(x) if isinstance(x, list | tuple | np.ndarray) else len(targets) for x in targets)
-    return int(targets.shape[-1])
-
-
-def _most_states(tokens: Any) -> int:
-    """The most states (..., S) on the host that share a token."""
-    rows = tokens.reshape(-1, tokens.shape[-1]) + 1
-    return max(int(np.bincount(row, minlength=2)[1:].max()) for row in rows) or 1
 
 
 def _whole(chain: Chain, kernel: str) -> Piece:
@@ -418,7 +282,7 @@ def _total(backend: Backend, piece: Piece) -> Array:
     return backend.xp.where(total == -inf, 0.0, total)
 
 
-def _most_expected(made: _Problem, piece: Piece, lengths: Any, kernel: str) -> tuple[Array, Array]:
+def _most_expected(made: Problem, piece: Piece, lengths: Any, kernel: str) -> tuple[Array, Array]:
     """The possible path with the largest sum of posteriors, and its log p(x, z)."""
     backend, xp, graph = made.backend, made.backend.xp, made.graph
     log_posteriors = backend.stop_gradient(piece.messages + piece.behind - _total(backend, piece))
@@ -440,93 +304,3 @@ def _most_expected(made: _Problem, piece: Piece, lengths: Any, kernel: str) -> t
         log_final=graph.log_final,
     )
     return states, scores
-
-
-def segments(backend: Backend, token_index: Array, num_tokens: int) -> tuple[Array, Array]:
-    """The first frame of each token and the one after its last, (B, N) each, -1 for tokens without any; of (B, T)."""
-    xp, index = backend.xp, backend.index_dtype()
-    num_steps = token_index.shape[-1]
-    if not backend.is_traced(token_index) and backend.is_host(token_index):
-        return _read_segments(backend, token_index, num_tokens)
-    numbers = xp.astype(backend.arange(num_tokens, like=token_index), index)
-    steps = xp.astype(backend.arange(num_steps, like=token_index), index)[:, None]
-    is_own = token_index[..., None] == numbers
-    start = xp.min(xp.where(is_own, steps, num_steps), axis=1)
-    end = xp.max(xp.where(is_own, steps + 1, -1), axis=1)
-    return xp.where(end < 0, -1, start), end
-
-
-def _read_segments(backend: Backend, token_index: Array, num_tokens: int) -> tuple[Array, Array]:
-    tokens = backend.to_numpy(token_index)
-    edge = np.full((len(tokens), 1), -1)
-    changes = np.diff(tokens, axis=1, prepend=edge, append=edge) != 0
-    found = np.full((2, len(tokens), num_tokens), -1)
-    for times, is_there, shift in zip(found, (changes[:, :-1], changes[:, 1:]), (0, 1), strict=True):
-        row, step = np.nonzero(is_there & (tokens >= 0))
-        times[row, tokens[row, step]] = step + shift
-    start, end = (backend.xp.astype(backend.asarray(x, like=token_index), backend.index_dtype()) for x in found)
-    return start, end
-
-
-class _Sums(NamedTuple):
-    """What is summed over steps, moments about the alignment's own boundaries."""
-
-    own: Array
-    """(B, T): the posterior of each frame's token."""
-    starts: tuple[Array, Array, Array]
-    """(B, N): the mass of each token's start, its first and second moments."""
-    ends: tuple[Array, Array, Array]
-
-
-def _sums(made: _Problem, piece: Piece, token_index: Array, start: Array, end: Array) -> _Sums:
-    """The sums over a piece's steps."""
-    backend, xp, tokens = made.backend, made.backend.xp, made.tokens
-    width = token_index.shape[0] * made.chain.num_states
-    own: list[Array] = []
-    found: list[Array] = []
-    for part in piece.split(piece.num_steps if backend.is_traced(token_index) else max(_CACHED // width, 1)):
-        p = state_posteriors(backend, part)
-        own.append(own_posteriors(backend, p, tokens, token_index[:, part.begin : part.begin + part.num_steps]))
-        mass = masses(backend, part, p, tokens, made.chain.lengths if made.chain.is_ragged else None)
-        steps = xp.astype(part.begin + backend.arange(part.num_steps, like=p), p.dtype)[:, None]
-        sums = []
-        for x, about in ((mass.begins, start), (mass.ends, end - 1)):
-            away = steps - xp.astype(about, p.dtype)[:, None, :]
-            first = x * away
-            sums += [xp.sum(y, axis=1) for y in (x, first, first * away)]
-        found = [a + b for a, b in zip(found, sums, strict=True)] if found else sums
-    return _Sums(xp.concat(own, axis=1), tuple(found[:3]), tuple(found[3:]))
-
-
-def _confidence(backend: Backend, own: Array, token_index: Array, start: Array, end: Array) -> Array:
-    """The mean (B, N) of each token's posteriors (B, T) over its segment."""
-    xp = backend.xp
-    own = xp.where(token_index < 0, 0.0, own)
-    if (dtype := backend.wide_dtype(own)) is not None:
-        sums = running_sum(backend, xp.astype(xp.concat([xp.zeros_like(own[:, :1]), own], axis=1), dtype))
-        until, since = (backend.take_along(sums, xp.clip(x, min=0), -1) for x in (end, start))
-        total = xp.astype(until - since, own.dtype)
-    else:  # differences of sums would cost precision
-        steps = backend.arange(own.shape[1], like=start)[:, None]
-        inside = (steps >= start[:, None, :]) & (steps < end[:, None, :])
-        total = xp.sum(xp.where(inside, own[..., None], 0.0), axis=1)
-    return total / xp.clip(xp.astype(end - start, own.dtype), min=1.0)
-
-
-def _moments(backend: Backend, sums: _Sums, token_index: Array, start: Array, end: Array, scores: Array) -> list[Array]:
-    """Confidence, and mean and standard deviation of start and of end, (B, N) each."""
-    xp = backend.xp
-    dtype = sums.own.dtype
-    is_there = end >= 0
-    found = [_confidence(backend, sums.own, token_index, start, end)]
-    for (mass, first, second), about in ((sums.starts, start), (sums.ends, end)):
-        mass = xp.where(mass > 0, mass, 1.0)
-        mean = first / mass
-        variance = second / mass - mean * mean
-        is_wide = variance > 0
-        found += [
-            xp.astype(about, dtype) + mean,
-            xp.where(is_wide, xp.sqrt(xp.where(is_wide, variance, 1.0)), 0.0),
-        ]
-    is_nan = xp.isnan(scores)[:, None]
-    return [xp.where(is_nan, xp.nan, xp.where(is_there, x, 0.0)) for x in found]

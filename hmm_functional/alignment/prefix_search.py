@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._check import broadcast_batch, need_count, need_floating, need_integers, need_range, need_shape
+from .._check import broadcast_batch, need_count, need_integers, need_shape
 from ..backend import Array, backend_of
 from ..chain import lengths_of
+from .ctc import need_log_probs
 
 LanguageModel = Callable[[Any, list[Any]], tuple[Any, Sequence[Any]]]
 """(symbols (P,), states) to (log_p (P, V), states): see `ctc_prefix_search`."""
@@ -340,14 +341,8 @@ class _Search:
 def _checked(log_probs: Array, lengths: Any, blank: Any) -> tuple[Any, int]:
     """`lengths` as an array, or None, and `blank`."""
     backend = backend_of(log_probs=log_probs)
-    need_floating("log_probs", backend.xp, log_probs)
-    need_shape("log_probs", log_probs.shape, (None, None), "(..., T, V)")
-    num_steps, num_symbols = log_probs.shape[-2:]
-    if num_steps < 1 or num_symbols < 1:
-        raise ValueError(f"log_probs: expected at least one frame and one symbol, got {tuple(log_probs.shape)}")
-    blank = need_count("blank", blank, 0)
-    need_range("blank", blank, 0, num_symbols - 1)
+    blank = need_log_probs(backend, log_probs, blank)
     if lengths is not None:
-        lengths = lengths_of(backend, lengths, num_steps, log_probs)
+        lengths = lengths_of(backend, lengths, log_probs.shape[-2], log_probs)
         broadcast_batch({"log_probs": tuple(log_probs.shape[:-2]), "lengths": tuple(lengths.shape)})
     return lengths, blank

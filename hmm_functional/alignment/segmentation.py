@@ -1,34 +1,23 @@
 """Long audio cut at the utterances of its transcript: the best CTC path of all of them, in bounded memory.
 
-2 N + 1 states times the frames of an hour are billions of cells. Messages are therefore kept between blocks of frames
-alone; on the way back, a block's path is found among the few states that its frames can pass.
+2 N + 1 states times the frames of an hour are billions of cells: the path is found piece by piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isnan, isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._check import need_count, need_floating, need_range, need_shape
+from .._check import need_count, need_range
 from ..backend import Array, backend_of, find_backend
-from ..chain import chain_of
-from ..decode import viterbi
-from ..kernels.registry import MessageCall
-from ..recursion import chain_messages
-from ..semiring import MAX
-from ..transition import Banded
+from .beam import beam_path
+from .ctc import ctc_graph, frames_needed, need_log_probs, need_no_blank
 
-_OFFSETS = (0, 1, 2)
-_REACH = _OFFSETS[-1]
-"""States that a path may go on by in a frame."""
-_STEPS = 32
+_STEPS = 128
 """Fewest frames of a block."""
-_WIDTH = 256
-"""The numbers of states of blocks are multiples, so that few index tables are made."""
 
 
 class CTCSegments(NamedTuple):
@@ -98,22 +87,18 @@ def ctc_segment(
     """
     backend = backend_of(log_probs=log_probs)
     xp = backend.xp
-    need_floating("log_probs", xp, log_probs)
-    need_shape("log_probs", log_probs.shape, (None, None), "(T, V)")
-    num_steps, num_symbols = log_probs.shape[-2:]
-    if log_probs.ndim != 2 or num_steps < 1:
-        raise ValueError(f"log_probs: expected (T, V) of at least one frame, got {tuple(log_probs.shape)}")
+    blank, window = need_log_probs(backend, log_probs, blank), need_count("window", window, 1)
+    if log_probs.ndim != 2:
+        raise ValueError(f"log_probs: expected (T, V), got {tuple(log_probs.shape)}")
     if backend.is_traced(log_probs):
         raise TypeError("log_probs: expected values that can be read, got a traced array; the search depends on them")
-    blank, window = need_count("blank", blank, 0), need_count("window", window, 1)
-    need_range("blank", blank, 0, num_symbols - 1)
     if skip_score is not None and (isnan(skip_score) or skip_score == inf):
         raise ValueError(f"skip_score: expected a number of nats, or -inf, got {skip_score}")
-    parts = [_tokens(f"utterances[{i}]", part, num_symbols, blank) for i, part in enumerate(utterances)]
+    parts = [_tokens(f"utterances[{i}]", part, log_probs.shape[-1], blank) for i, part in enumerate(utterances)]
     if not parts:
         raise ValueError("utterances: expected at least one, got none")
     tokens = np.concatenate(parts)
-    needed = len(tokens) + int((tokens[1:] == tokens[:-1]).sum())
+    needed, num_steps = int(frames_needed(tokens, tokens >= 0)), len(log_probs)
     if needed > num_steps:
         raise ValueError(
             f"utterances: expected at most as many tokens as frames, got {len(tokens)}, which take {needed} frames "
@@ -144,10 +129,7 @@ def _tokens(name: str, part: Any, num_symbols: int, blank: int) -> Any:
     if found.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {found.dtype}")
     need_range(name, found, 0, num_symbols - 1)
-    if (found == blank).any():
-        raise ValueError(
-            f"{name}: expected no blank ({blank}) among the tokens, got one at {int(np.argmax(found == blank))}"
-        )
+    need_no_blank(name, found, found >= 0, blank)
     return found.astype(np.int64)
 
 
@@ -175,91 +157,10 @@ def _means(sums: Any, window: int) -> Any:
 
 def _best_path(frames: Any, tokens: Any, free: Any, blank: int, skip_score: float | None) -> tuple[Any, float]:
     """States (T,) of the best path, or None, and its score; blanks before the tokens `free` may stand for anything."""
-    labels = np.full(2 * len(tokens) + 1, blank)
-    labels[1::2], labels[2 * free] = tokens, frames.shape[1]
     anything = frames.max(1) if skip_score is None else np.maximum(frames[:, blank], skip_score)
     frames = np.concatenate([frames, anything[:, None]], axis=1)
-    bands = np.zeros((len(_OFFSETS), len(labels)))
-    bands[2, ::2] = -inf
-    bands[2, 1:-2:2][tokens[1:] == tokens[:-1]] = -inf
-    chain = _Chain(frames, labels, bands)
-
-    length = max(_STEPS, int(len(frames) ** 0.5))
-    starts = list(range(0, len(frames) - 1, length))
-    message = _Message(0, frames[0, labels[:2]], 0.0)
-    kept = []
-    for first in starts:
-        kept.append(message)
-        message = chain.advance(message, first, min(first + length, len(frames) - 1))
-    ends = message.scores[len(labels) - 2 - message.low :]
-    score = float(ends.max()) + message.total
-    if score == -inf:
-        return None, score
-    path = np.empty(len(frames), np.int64)
-    path[-1] = len(labels) - 2 + int(np.argmax(ends))
-    for first, message in zip(reversed(starts), reversed(kept), strict=True):
-        last = min(first + length, len(frames) - 1)
-        path[first : last + 1] = chain.trace(message, first, last, int(path[last]))
-    return path, score
-
-
-class _Message(NamedTuple):
-    """Scores of the best paths to states low, low + 1, ..., less `total`; there are none to others."""
-
-    low: int
-    scores: Any
-    total: float
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """The states of all tokens."""
-
-    frames: Any
-    """(T, V + 1): the last column scores blanks that may stand for anything."""
-    labels: Any
-    """(S,): the column of each state."""
-    bands: Any
-    """(3, S)"""
-
-    def advance(self, message: _Message, first: int, last: int) -> _Message:
-        """The message of frame `last` from that of frame `first`."""
-        num_states = len(self.labels)
-        high = min(message.low + len(message.scores) + _REACH * (last - first), num_states)
-        # the first state from which there are frames enough to the end
-        low = max(message.low, num_states - 2 - _REACH * (len(self.frames) - 1 - first))
-        begin, end = self._window(low, high)
-        chain = chain_of(*self._arrays(message, first, last, begin, end))
-        call = MessageCall(
-            backend=chain.backend,
-            semiring=MAX,
-            structure=chain.structure,
-            weights=tuple((w,) for w in chain.weights),
-            initial=(chain.initial,),
-            emission=(chain.emission,),
-            lengths=None,
-            last_only=True,
-        )
-        found = chain_messages(call)
-        return _Message(begin, found.last[0][0], message.total + float(found.total[0]))
-
-    def trace(self, message: _Message, first: int, last: int, state: int) -> Any:
-        """States of frames first..last on the best path to `state`."""
-        begin, end = self._window(max(0, state - _REACH * (last - first)), state + 1)
-        initial, transition, emission = self._arrays(message, first, last, begin, end)
-        final = np.where(np.arange(begin, end) == state, 0.0, -inf)
-        return viterbi(initial, transition, emission, log_final=final).states + begin
-
-    def _window(self, low: int, high: int) -> tuple[int, int]:
-        width = min(-(-(high - low) // _WIDTH) * _WIDTH, len(self.labels))
-        low = min(low, len(self.labels) - width)
-        return low, low + width
-
-    def _arrays(self, message: _Message, first: int, last: int, begin: int, end: int) -> tuple[Any, Banded, Any]:
-        """Chain of states begin..end - 1 over frames first..last; `message` holds the first frame's scores."""
-        initial = np.full(end - begin, -inf)
-        low, high = max(begin, message.low), min(end, message.low + len(message.scores))
-        initial[low - begin : high - begin] = message.scores[low - message.low : high - message.low]
-        emission = np.zeros((last - first + 1, end - begin))
-        emission[1:] = self.frames[first + 1 : last + 1, self.labels[begin:end]]
-        return initial, Banded(self.bands[:, begin:end], _OFFSETS), emission
+    graph = ctc_graph(tokens, like=frames, blank=blank)
+    graph.labels[2 * free] = frames.shape[1] - 1
+    found = beam_path(graph, frames, piece=max(_STEPS, isqrt(len(frames))))
+    score = float(found.log_joint)
+    return (None if score == -inf else found.states), score

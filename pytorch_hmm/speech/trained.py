@@ -8,12 +8,11 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hmm_functional.emissions import MixtureParameters
 
-from ..io import write
+from ..io import read, write
 from ..mixture import MixtureGaussianHMM
 from .deltas import Normaliser
 from .embedded import Acoustics
@@ -107,7 +106,7 @@ def write_learnt(path: str | os.PathLike[str], learnt: Learnt, settings: Aligner
 def is_learnt(path: str | os.PathLike[str]) -> bool:
     """Whether a file is one of `write_learnt`; OSError where there is none."""
     try:
-        return _read(path)[0].get("format") == FORMAT
+        return read(path)[1].get("format") == FORMAT
     except ValueError:
         return False
 
@@ -118,7 +117,7 @@ def read_learnt(path: str | os.PathLike[str]) -> tuple[Learnt, AlignerSettings]:
     Raises:
         OSError: there is no such file. ValueError: it is not a whole file of `write_learnt`.
     """
-    header, tensors = _read(path)
+    tensors, header = read(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: expected an aligner in the format {FORMAT!r}, got {header.get('format')!r}")
     try:
@@ -134,16 +133,3 @@ def read_learnt(path: str | os.PathLike[str]) -> tuple[Learnt, AlignerSettings]:
         return learnt, AlignerSettings.of(described["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its tensors and its description do not fit each other: {error}") from None
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a file; ValueError where it is no safetensors."""
-    with open(path, "rb"):
-        pass  # the error of a missing file is Python's own
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected a file that save wrote, this one is damaged or something else: {error}"
-        ) from None

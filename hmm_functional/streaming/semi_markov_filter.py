@@ -6,13 +6,13 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, NamedTuple
 
-from . import segments
-from ._check import broadcast_batch, need_count, need_floating, need_shape
-from ._types import Forward
-from .backend import Array, Backend, backend_of
-from .chain import chain_of
-from .numerics import log_normalize, log_tail, logsumexp, softmax
-from .semi_markov import moves_of, need_durations, semi_markov_log_likelihood
+from .. import segments
+from .._check import broadcast_batch, need_count, need_floating, need_shape
+from .._types import Forward
+from ..backend import Array, Backend, backend_of
+from ..chain import chain_of
+from ..numerics import log_normalize, log_tail, logsumexp, softmax
+from ..semi_markov import moves_of, need_durations, semi_markov_log_likelihood
 
 
 class SemiMarkovStreamState(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ._check import broadcast_batch, need_integers, need_range
-from .backend import Array, Backend, find_backend
+from .._check import broadcast_batch, need_integers, need_range
+from ..backend import Array, Backend, find_backend
 
 
 def need_known(backend: Backend, *arrays: Array) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ._check import need_count, need_shape
-from .backend import Array, Backend, backend_of
-from .chain import Chain, chain_of
-from .likelihood import forward_pass
-from .numerics import centre, log_normalize
-from .posterior import look_ahead
-from .semiring import LOG
+from .._check import need_count, need_shape
+from ..backend import Array, Backend, backend_of
+from ..chain import Chain, chain_of
+from ..likelihood import forward_pass
+from ..numerics import centre, log_normalize
+from ..posterior import look_ahead
+from ..semiring import LOG
 
 
 class StreamState(NamedTuple):

@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._check import broadcast_batch, need_count, need_floating, need_shape
+from .._types import Viterbi
+from ..arrays import fused
+from ..backend import Array, Backend, backend_of
+from ..chain import Chain, chain_of
+from ..edges import structure_from
+from ..kernels.layout import CHUNK
+from ..kernels.plan import element_of, variant_of
+from ..structure import Dense, Factored
 from . import trellis
-from ._check import broadcast_batch, need_count, need_floating, need_shape
-from ._types import Viterbi
-from .arrays import fused
-from .backend import Array, Backend, backend_of
-from .chain import Chain, chain_of
-from .host_streams import HostStreams, chunk_lengths, ended, need_known
-from .kernels.layout import CHUNK
-from .kernels.plan import element_of, variant_of
-from .streaming import start_of
-from .structure import Dense, Factored
+from .host import HostStreams, chunk_lengths, ended, need_known
+from .posterior import start_of
 
 REGISTERS = 8
 """States up to which compiled code keeps one stream's message in a register, and scales it a step later."""
@@ -344,8 +345,6 @@ def _on_host(chain: Chain, backend: Backend) -> Any:
     structure: Any = chain.structure
     if isinstance(structure, Dense):
         return structure
-    from .edges import structure_from
-
     return structure_from(structure.key, tuple(backend.to_numpy(table) for table in structure.tables))
 
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import segments, trellis
-from ._check import broadcast_batch, need_count, need_floating, need_shape
-from ._types import SemiMarkovPath, SemiMarkovViterbi
-from .backend import Array, Backend, backend_named, backend_of
-from .host_streams import HostStreams, chunk_lengths, ended, need_known
-from .numerics import log_tail
-from .semi_markov_streaming import semi_markov_stream_init
+from .. import segments
+from .._check import broadcast_batch, need_count, need_floating, need_shape
+from .._types import SemiMarkovPath, SemiMarkovViterbi
+from ..backend import Array, Backend, backend_named, backend_of
+from ..numerics import log_tail
+from . import trellis
+from .host import HostStreams, chunk_lengths, ended, need_known
+from .semi_markov_filter import semi_markov_stream_init
 from .trellis import NEVER
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmm_functional._check import need_count
 
-from .streaming import StreamingHMMProcessor
+from .processor import StreamingHMMProcessor
 
 
 class StreamingQueue:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 import hmm_functional as hf
 from hmm_functional._check import need_count
 
-from . import io
-from ._check import need_frames
-from .hmm import BaseHMM
-from .parametrize import full_precision
-from .scores import HMMPyTorch
-from .semi_markov import HSMM
-from .stream_kinds import Kind, kind_of, leaves_of, with_leaves
+from .. import io
+from .._check import need_frames
+from ..hmm import BaseHMM
+from ..parametrize import full_precision
+from ..scores import HMMPyTorch
+from ..semi_markov import HSMM
+from .kinds import Kind, kind_of, leaves_of, with_leaves
 
 FORMAT = "pytorch-hmm stream 1"
 

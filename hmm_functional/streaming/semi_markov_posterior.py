@@ -8,10 +8,10 @@ from __future__ import annotations
 from math import inf
 from typing import Any, NamedTuple
 
-from ._check import need_count
-from .backend import Array, Backend, backend_of
-from .numerics import centre, log_normalize, log_tail, logsumexp
-from .semi_markov_streaming import (
+from .._check import need_count
+from ..backend import Array, Backend, backend_of
+from ..numerics import centre, log_normalize, log_tail, logsumexp
+from .semi_markov_filter import (
     SemiMarkovStreamState,
     need_chunk,
     remaining_of,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .structure import WORKSPACE, Dense, Structure
+from ..structure import WORKSPACE, Dense, Structure
 
 NEVER = np.iinfo(np.int64).max
 """A step past all others."""
