@@ -456,3 +456,7 @@ def test_aligner_errors_name_the_word():
         aligner().align(torch.zeros(2, 5, 4), [["ab"]])
     with pytest.raises(ValueError, match="frame_shift"):
         ForcedAligner(frame_shift=0)
+    with pytest.raises(ValueError, match=r"transcript\[0\] \(e\): the lexicon has no pronunciation of it"):
+        ForcedAligner(["sil", "a"], lexicon={"e": []}).align(torch.zeros(5, 2), ["e"])
+    with pytest.raises(TypeError, match=r"silence: expected a symbol, a name or a number, got 1\.5"):
+        ForcedAligner(silence=1.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,7 +187,10 @@ class ForcedAligner(nn.Module):
                 known = ", ".join(self._numbers) or "none, symbols are numbers"
                 raise ValueError(f"{place}: unknown symbol {symbol!r}; known: {known}")
             return self._numbers[symbol]
-        return int(symbol)
+        try:
+            return index(symbol)
+        except TypeError:
+            raise TypeError(f"{place}: expected a symbol, a name or a number, got {symbol!r}") from None
 
     def _encoded(self, transcript: Any) -> list[Any]:
         """A transcript with numbers for names, and pronunciations for words."""
@@ -199,6 +203,8 @@ class ForcedAligner(nn.Module):
                     raise ValueError(f"{place}: unknown word {item!r}, the lexicon has {len(self.lexicon)} others")
                 said = self.lexicon[item]
                 said = said.split() if isinstance(said, str) else list(said)
+                if not said:
+                    raise ValueError(f"{place} ({item}): the lexicon has no pronunciation of it")
                 if any(isinstance(way, list | tuple) for way in said):
                     return Alternatives([self._item(way, f"{place} ({item})") for way in said])
                 return self._item(said, f"{place} ({item})")
