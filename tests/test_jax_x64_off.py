@@ -102,6 +102,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("x64_off")
     code = f"import tests.test_jax_x64_off as t; t.script({str(folder)!r})"
     environment = {**os.environ, "JAX_ENABLE_X64": "0", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as conftest.py, to compile sooner
     command = [sys.executable, "-W", "error::UserWarning", "-W", "error::FutureWarning", "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
