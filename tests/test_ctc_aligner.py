@@ -85,9 +85,9 @@ def test_segments_of_utterances():
     ("call", "error", "message"),
     [
         (lambda: CTCAligner(["a", "a"]), ValueError, "symbols: expected every name once"),
-        (lambda: CTCAligner(["a"], blank="b"), ValueError, "blank: expected a symbol, got 'b'; known are a"),
+        (lambda: CTCAligner(["a"], blank="b"), ValueError, "blank: unknown symbol 'b'; known: a"),
         (lambda: CTCAligner(frame_shift=0.0), ValueError, "frame_shift: expected a positive number"),
-        (lambda: aligner().align(FRAMES[0], ["x"]), ValueError, "targets: expected a symbol, got 'x'; known are a, -"),
+        (lambda: aligner().align(FRAMES[0], ["x"]), ValueError, "targets: unknown symbol 'x'; known: a, -"),
         (lambda: aligner().align(FRAMES[0], ["a"] * 9), ValueError, "9 tokens, which take 17 frames.*for 8 frames"),
         (lambda: aligner()(FRAMES[..., :3], ["a"]), ValueError, "log_probs: expected 4 symbols"),
         (lambda: aligner()(FRAMES[0, 0], ["a"]), ValueError, r"log_probs: expected \(T, V\) or \(B, T, V\)"),

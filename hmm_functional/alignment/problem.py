@@ -127,7 +127,7 @@ def compiled(
         return graph, int(graph.labels.shape[-1]), int(graph.labels.shape[-1]), True
     tokens = backend.to_numpy(graph.token_index)
     has_special = bool((backend.to_numpy(graph.labels) < 0).any())
-    return graph, max(int(tokens.max()) + 1, 1), _most_states(tokens), has_special
+    return graph, max(int(tokens.max(initial=-1)) + 1, 1), _most_states(tokens), has_special
 
 
 def problem_of(
@@ -143,11 +143,12 @@ def problem_of(
 
 def _num_tokens(targets: Any) -> int:
     if isinstance(targets, list | tuple):
-        return max(_num_tokens(x) if isinstance(x, list | tuple | np.ndarray) else len(targets) for x in targets)
+        parts = (_num_tokens(x) if isinstance(x, list | tuple | np.ndarray) else len(targets) for x in targets)
+        return max(parts, default=0)
     return int(targets.shape[-1])
 
 
 def _most_states(tokens: Any) -> int:
     """The most states (..., S) on the host that share a token."""
     rows = tokens.reshape(-1, tokens.shape[-1]) + 1
-    return max(int(np.bincount(row, minlength=2)[1:].max()) for row in rows) or 1
+    return max((int(np.bincount(row, minlength=2)[1:].max()) for row in rows), default=0) or 1

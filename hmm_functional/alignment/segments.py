@@ -54,7 +54,7 @@ class Sums(NamedTuple):
 def sums_of(made: Problem, piece: Piece, token_index: Array, start: Array, end: Array) -> Sums:
     """The sums over a piece's steps."""
     backend, xp, tokens = made.backend, made.backend.xp, made.tokens
-    width = token_index.shape[0] * made.chain.num_states
+    width = max(token_index.shape[0] * made.chain.num_states, 1)
     own: list[Array] = []
     found: list[Array] = []
     for part in piece.split(piece.num_steps if backend.is_traced(token_index) else max(_CACHED // width, 1)):

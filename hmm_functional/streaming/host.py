@@ -10,15 +10,31 @@ import numpy as np
 
 from .._check import broadcast_batch, need_integers, need_range
 from ..backend import Array, Backend, find_backend
+from .posterior import need_chunk
 
 
-def need_known(backend: Backend, *arrays: Array) -> None:
-    """TypeError for traced arrays: how many states come out depends on values."""
-    if backend.is_traced(*arrays):
+def chunk_of(message: Array, log_emission_chunk: Array, lengths: Any) -> tuple[Backend, tuple[int, ...], Any]:
+    """The library and the batch axes of a state's message (..., K) and a chunk for it, and the steps of each stream.
+
+    Args:
+        lengths: (...) integers 0..n, or None for n.
+
+    Returns:
+        Backend, batch shape, and int64 (B,) on the host.
+
+    Raises:
+        TypeError: other libraries or dtypes; or traced arrays, since how many states come out depends on values.
+        ValueError: shapes, or lengths out of range.
+    """
+    backend, batch, size = need_chunk(message, log_emission_chunk)
+    if backend.is_traced(log_emission_chunk, message):
         raise TypeError("log_emission_chunk: expected known values, got a traced array; Viterbi streams are not traced")
+    ends = _chunk_lengths(lengths, size)
+    batch = broadcast_batch({"log_emission_chunk, state": batch, "lengths": ends.shape})
+    return backend, batch, np.broadcast_to(ends, batch).reshape(-1)
 
 
-def chunk_lengths(lengths: Any, num_steps: int) -> Any:
+def _chunk_lengths(lengths: Any, num_steps: int) -> Any:
     """`lengths` as int64 on the host, 0..num_steps; num_steps where None."""
     if lengths is None:
         return np.array(num_steps)

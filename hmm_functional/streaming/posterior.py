@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .._check import need_count, need_shape
+from .._check import broadcast_batch, need_count, need_floating, need_shape
 from ..backend import Array, Backend, backend_of
 from ..chain import Chain, chain_of
 from ..likelihood import forward_pass
@@ -88,6 +88,15 @@ def start_of(
     return backend, xp.broadcast_to(initial, (*shape, chain.num_states))
 
 
+def need_chunk(message: Array, log_emission_chunk: Array) -> tuple[Backend, tuple[int, ...], int]:
+    """The library, the batch axes and the steps of a chunk for a state's message (..., K), after a check of both."""
+    backend, num_states = backend_of(state=message, log_emission_chunk=log_emission_chunk), message.shape[-1]
+    need_shape("log_emission_chunk", log_emission_chunk.shape, (None, num_states), f"(..., n, K) with K = {num_states}")
+    need_floating("log_emission_chunk", backend.xp, log_emission_chunk)
+    batches = {"log_emission_chunk": log_emission_chunk.shape[:-2], "state": message.shape[:-1]}
+    return backend, broadcast_batch(batches), int(log_emission_chunk.shape[-2])
+
+
 def stream_step(state: StreamState, log_emission_chunk: Array) -> tuple[StreamState, Array]:
     """Take the next steps of a stream; give the posteriors of those that became final.
 
@@ -113,11 +122,9 @@ def stream_step(state: StreamState, log_emission_chunk: Array) -> tuple[StreamSt
                 [0.5000, 0.5000],
                 [0.5000, 0.5000]])
     """
-    num_states = state.log_predicted.shape[-1]
-    backend = backend_of(state=state.log_predicted, log_emission_chunk=log_emission_chunk)
+    backend, _, size = need_chunk(state.log_predicted, log_emission_chunk)
     xp = backend.xp
-    need_shape("log_emission_chunk", log_emission_chunk.shape, (None, num_states), f"(..., n, K) with K = {num_states}")
-    if log_emission_chunk.shape[-2] == 0:
+    if size == 0:
         return state, state.log_filtered[..., :0, :]
     chain = chain_of(state.log_predicted, state.log_transition, log_emission_chunk)
     _, messages = forward_pass(chain, "auto", has_messages=True)

@@ -7,12 +7,13 @@ from math import inf
 from typing import Any, NamedTuple
 
 from .. import segments
-from .._check import broadcast_batch, need_count, need_floating, need_shape
+from .._check import broadcast_batch, need_count
 from .._types import Forward
 from ..backend import Array, Backend, backend_of
 from ..chain import chain_of
 from ..numerics import log_normalize, log_tail, logsumexp, softmax
 from ..semi_markov import moves_of, need_durations, semi_markov_log_likelihood
+from .posterior import need_chunk
 
 
 class SemiMarkovStreamState(NamedTuple):
@@ -96,7 +97,7 @@ def semi_markov_stream_step(
 
     Cost: O(n K (D_max + K)) time, whatever has gone before.
     """
-    backend, batch, size = need_chunk(state, log_emission_chunk)
+    backend, batch, size = need_chunk(state.log_begin, log_emission_chunk)
     xp = backend.xp
     if size == 0:
         rows = backend.full((*batch, 0, state.log_begin.shape[-1]), 0.0, like=state.log_begin)
@@ -110,16 +111,6 @@ def semi_markov_stream_step(
 
     state, (weights, remaining) = take_steps(state, log_emission_chunk, batch, look)
     return state, SemiMarkovFiltered(log_normalize(backend, xp.moveaxis(weights, 0, -2)), xp.moveaxis(remaining, 0, -2))
-
-
-def need_chunk(state: SemiMarkovStreamState, log_emission_chunk: Array) -> tuple[Backend, tuple[int, ...], int]:
-    """The library, the batch axes and the steps of a checked chunk."""
-    backend = backend_of(state=state.log_begin, log_emission_chunk=log_emission_chunk)
-    num_states = state.log_begin.shape[-1]
-    need_shape("log_emission_chunk", log_emission_chunk.shape, (None, num_states), f"(..., n, K) with K = {num_states}")
-    need_floating("log_emission_chunk", backend.xp, log_emission_chunk)
-    batches = {"log_emission_chunk": log_emission_chunk.shape[:-2], "state": state.log_begin.shape[:-1]}
-    return backend, broadcast_batch(batches), log_emission_chunk.shape[-2]
 
 
 def take_steps(

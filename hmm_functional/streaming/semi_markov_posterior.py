@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from .._check import need_count
 from ..backend import Array, Backend, backend_of
 from ..numerics import centre, log_normalize, log_tail, logsumexp
+from .posterior import need_chunk
 from .semi_markov_filter import (
     SemiMarkovStreamState,
-    need_chunk,
     remaining_of,
     semi_markov_stream_init,
     take_steps,
@@ -87,7 +87,7 @@ def semi_markov_smooth_stream_step(
 
     Cost: O(n K (D_max^2 + lag (min(D_max, lag) + K))) time, whatever has gone before.
     """
-    backend, batch, size = need_chunk(state.filtering, log_emission_chunk)
+    backend, batch, size = need_chunk(state.filtering.log_begin, log_emission_chunk)
     xp = backend.xp
     if size == 0:
         return state, state.log_emission[..., :0, :]

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import segments
-from .._check import broadcast_batch, need_count, need_floating, need_shape
+from .._check import need_count
 from .._types import SemiMarkovPath, SemiMarkovViterbi
 from ..backend import Array, Backend, backend_named, backend_of
 from ..numerics import log_tail
 from . import trellis
-from .host import HostStreams, chunk_lengths, ended, need_known
+from .host import HostStreams, chunk_of, ended
 from .semi_markov_filter import semi_markov_stream_init
 from .trellis import NEVER
 
@@ -132,19 +132,11 @@ def semi_markov_viterbi_stream_step(
 
     Cost: O(n K (D_max + K)) time, and O(K) a pending step, whatever has gone before. On the host, without gradients.
     """
-    num_states = state.log_begin.shape[-1]
-    backend = backend_of(state=state.log_begin, log_emission_chunk=log_emission_chunk)
-    shape = tuple(log_emission_chunk.shape)
-    need_shape("log_emission_chunk", shape, (None, num_states), f"(..., n, K) with K = {num_states}")
-    need_floating("log_emission_chunk", backend.xp, log_emission_chunk)
-    need_known(backend, log_emission_chunk, state.log_begin)
-    ends = chunk_lengths(lengths, shape[-2])
-    batches = {"log_emission_chunk": shape[:-2], "state": tuple(state.log_begin.shape[:-1])}
-    batch = broadcast_batch({**batches, "lengths": ends.shape})
+    backend, batch, ends = chunk_of(state.log_begin, log_emission_chunk, lengths)
     host = _Streams(state, backend, batch)
-    if shape[-2]:
+    if log_emission_chunk.shape[-2]:
         emission = host.flat(backend.stop_gradient(log_emission_chunk), 2)
-        host.take(emission, np.broadcast_to(ends, batch).reshape(-1))
+        host.take(emission, ends)
     states, is_start = host.give_out()
     return host.state(), SemiMarkovPath(host.back(states), host.back(is_start))
 

@@ -17,7 +17,7 @@ from ..kernels.layout import CHUNK
 from ..kernels.plan import element_of, variant_of
 from ..structure import Dense, Factored
 from . import trellis
-from .host import HostStreams, chunk_lengths, ended, need_known
+from .host import HostStreams, chunk_of, ended
 from .posterior import start_of
 
 REGISTERS = 8
@@ -149,21 +149,12 @@ def viterbi_stream_step(
         >>> states, state.num_pending
         (tensor([1, 0]), tensor(1))
     """
-    num_states = state.log_message.shape[-1]
-    backend = backend_of(state=state.log_message, log_emission_chunk=log_emission_chunk)
-    shape = tuple(log_emission_chunk.shape)
-    need_shape("log_emission_chunk", shape, (None, num_states), f"(..., n, K) with K = {num_states}")
-    need_floating("log_emission_chunk", backend.xp, log_emission_chunk)
-    need_known(backend, log_emission_chunk, state.log_message)
-    ends = chunk_lengths(lengths, shape[-2])
-    batches = {"log_emission_chunk": shape[:-2], "state": tuple(state.log_message.shape[:-1])}
-    batch = broadcast_batch({**batches, "lengths": ends.shape})
+    backend, batch, ends = chunk_of(state.log_message, log_emission_chunk, lengths)
     host = _Streams(state, backend, batch)
-    if shape[-2]:
-        emission = backend.to_numpy(backend.stop_gradient(log_emission_chunk))
-        emission = np.broadcast_to(emission, (*batch, *shape[-2:])).reshape(host.size, *shape[-2:])
+    if log_emission_chunk.shape[-2]:
+        emission = host.flat(backend.stop_gradient(log_emission_chunk), 2)
         chain = chain_of(state.log_initial, state.log_transition, log_emission_chunk[..., :1, :])
-        host.take(chain, emission, np.broadcast_to(ends, batch).reshape(-1))
+        host.take(chain, emission, ends)
     states = host.give_out()
     return host.state(), host.back(states)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import hmm_functional as hf
 
+from .symbols import Symbols, need_frame_shift, seconds
+
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -56,18 +58,13 @@ class CTCAligner(nn.Module):
         self, symbols: Sequence[str] | None = None, *, blank: int | str = 0, frame_shift: float | None = None
     ) -> None:
         super().__init__()
-        self.symbols = None if symbols is None else tuple(symbols)
-        self._numbers = {name: number for number, name in enumerate(self.symbols or ())}
-        if len(self._numbers) != len(self.symbols or ()):
-            raise ValueError("symbols: expected every name once, got one twice")
-        self.blank = self._number("blank", blank)
-        if frame_shift is not None and not 0 < frame_shift < float("inf"):
-            raise ValueError(f"frame_shift: expected a positive number of seconds, got {frame_shift}")
-        self.frame_shift = frame_shift
+        self._symbols = Symbols(symbols)
+        self.symbols = self._symbols.names
+        self.blank = self._symbols.number("blank", blank)
+        self.frame_shift = need_frame_shift(frame_shift)
 
     def extra_repr(self) -> str:
-        names = "" if self.symbols is None else f"{len(self.symbols)} symbols, "
-        return f"{names}blank={self.blank}, frame_shift={self.frame_shift}"
+        return f"{self._symbols.summary}blank={self.blank}, frame_shift={self.frame_shift}"
 
     def forward(self, log_probs: Tensor, targets: Any, lengths: Any = None, target_lengths: Any = None) -> Tensor:
         """log p(targets given x), (B,); see `hmm_functional.ctc_log_likelihood`."""
@@ -129,7 +126,7 @@ class CTCAligner(nn.Module):
         spans = []
         for labels, start, end, confidence in zip(*rows, strict=True):
             tokens = zip(start, end, confidence, strict=True)
-            spans.append([self._span(self._name(labels[a]), a, b, c) for a, b, c in tokens if a >= 0])
+            spans.append([self._span(self._symbols.name(labels[a]), a, b, c) for a, b, c in tokens if a >= 0])
         return spans[0] if log_probs.ndim == 2 else spans
 
     @torch.no_grad()
@@ -192,27 +189,16 @@ class CTCAligner(nn.Module):
         if self.symbols is not None and log_probs.shape[-1] != len(self.symbols):
             raise ValueError(f"log_probs: expected {len(self.symbols)} symbols, got {tuple(log_probs.shape)}")
 
-    def _number(self, name: str, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value not in self._numbers:
-            known = ", ".join(list(self._numbers)[:20]) or "none"
-            raise ValueError(f"{name}: expected a symbol, got {value!r}; known are {known}")
-        return self._numbers[value]
-
     def _encoded(self, targets: Any) -> Any:
         if isinstance(targets, list | tuple):
-            return [self._encoded(x) if isinstance(x, list | tuple) else self._number("targets", x) for x in targets]
+            return [
+                self._encoded(x) if isinstance(x, list | tuple) else self._symbols.number("targets", x) for x in targets
+            ]
         return targets
 
-    def _name(self, number: int) -> Any:
-        return number if self.symbols is None else self.symbols[number]
-
     def _names(self, row: list[int]) -> list[Any]:
-        return [self._name(number) for number in row if number >= 0]
+        return [self._symbols.name(number) for number in row if number >= 0]
 
     def _span(self, label: Any, start: int, end: int, confidence: float) -> CTCSpan:
-        if self.frame_shift is None or start < 0:
-            return CTCSpan(label, start, end, None, None, confidence)
-        begins, ends = (round(at * self.frame_shift, 9) for at in (start, end))  # 0.06, not 0.06000000000000001
+        begins, ends = (None if at < 0 else seconds(at, self.frame_shift) for at in (start, end))
         return CTCSpan(label, start, end, begins, ends, confidence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 import hmm_functional as hf
 from hmm_functional.alignment import Alternatives, Skippable, Topology, Wildcard
+
+from .symbols import Symbols, need_frame_shift, seconds
 
 
 class AlignedSegment(NamedTuple):
@@ -96,26 +97,23 @@ class ForcedAligner(nn.Module):
         method: str = "viterbi",
     ) -> None:
         super().__init__()
-        self.symbols = None if symbols is None else tuple(symbols)
-        self._numbers = {name: number for number, name in enumerate(self.symbols or ())}
-        if len(self._numbers) != len(self.symbols or ()):
-            raise ValueError("symbols: expected every name once, got one twice")
+        self._symbols = Symbols(symbols)
+        self.symbols = self._symbols.names
         self.lexicon = None if lexicon is None else dict(lexicon)
         self.emission = emission
         self.topology = Topology() if topology is None else topology
         if silence is not None:
-            self.topology = replace(self.topology, silence=self._number(silence, "silence"))
-        if frame_shift is not None and not 0 < frame_shift < float("inf"):
-            raise ValueError(f"frame_shift: expected a positive number of seconds, got {frame_shift}")
-        self.frame_shift = frame_shift
+            self.topology = replace(self.topology, silence=self._symbols.number("silence", silence))
+        self.frame_shift = need_frame_shift(frame_shift)
         self.time_offset = float(time_offset)
         if method not in ("viterbi", "posterior"):
             raise ValueError(f"method: expected 'viterbi' or 'posterior', got {method!r}")
         self.method = method
 
     def extra_repr(self) -> str:
-        names = "" if self.symbols is None else f"{len(self.symbols)} symbols, "
-        return f"{names}topology={self.topology}, frame_shift={self.frame_shift}, method={self.method!r}"
+        return (
+            f"{self._symbols.summary}topology={self.topology}, frame_shift={self.frame_shift}, method={self.method!r}"
+        )
 
     def forward(self, x: Tensor, transcripts: Sequence[Any], lengths: Any = None) -> Tensor:
         """log p(x given the transcript), summed over all its alignments, (B,), or a scalar for one utterance.
@@ -181,17 +179,6 @@ class ForcedAligner(nn.Module):
                 return getattr(self.emission, name)(x)  # type: ignore[no-any-return]
         return self.emission(x)  # type: ignore[no-any-return]
 
-    def _number(self, symbol: Any, place: str) -> int:
-        if isinstance(symbol, str):
-            if symbol not in self._numbers:
-                known = ", ".join(self._numbers) or "none, symbols are numbers"
-                raise ValueError(f"{place}: unknown symbol {symbol!r}; known: {known}")
-            return self._numbers[symbol]
-        try:
-            return index(symbol)
-        except TypeError:
-            raise TypeError(f"{place}: expected a symbol, a name or a number, got {symbol!r}") from None
-
     def _encoded(self, transcript: Any) -> list[Any]:
         """A transcript with numbers for names, and pronunciations for words."""
         return [self._item(item, f"transcript[{i}]", is_top=True) for i, item in enumerate(transcript)]
@@ -208,7 +195,7 @@ class ForcedAligner(nn.Module):
                 if any(isinstance(way, list | tuple) for way in said):
                     return Alternatives([self._item(way, f"{place} ({item})") for way in said])
                 return self._item(said, f"{place} ({item})")
-            return self._number(item, place)
+            return self._symbols.number(place, item)
         if isinstance(item, Wildcard):
             return item
         if isinstance(item, Skippable):
@@ -266,11 +253,10 @@ class ForcedAligner(nn.Module):
     def _name(self, symbol: int | None) -> Any:
         if symbol is None or symbol < 0:
             return None
-        return symbol if self.symbols is None else self.symbols[symbol]
+        return self._symbols.name(symbol)
 
     def _time(self, frame: int) -> float | None:
-        # multiples of decimal fractions come out as such
-        return None if self.frame_shift is None else round(self.time_offset + frame * self.frame_shift, 9)
+        return seconds(frame, self.frame_shift, self.time_offset)
 
 
 class _Reading(NamedTuple):

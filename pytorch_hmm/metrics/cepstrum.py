@@ -50,23 +50,13 @@ def cepstral_totals(
             given = tuple(as_tensor(name, reference if name == "reference" else predicted).shape)
             raise ValueError(f"{name}: expected (..., T, D) with a coefficient that counts, got {given}")
     if is_warped:
-        path = hf.dtw(
-            x.detach(), y.detach(), step_pattern="symmetric1", lengths=lengths, target_lengths=predicted_lengths
-        ).path
-        is_pair = path[..., 0] >= 0
-        batch = path.shape[:-2]
-        rows, columns = path.clamp_min(0)[..., None].unbind(-2)
-        gaps = torch.take_along_dim(x.expand(*batch, *x.shape[-2:]), rows, -2)
-        gaps = gaps - torch.take_along_dim(y.expand(*batch, *y.shape[-2:]), columns, -2)
-        is_seen = is_pair
-        broken = ~is_pair[..., :1]
-    else:
-        is_seen = is_within(lengths, x[..., 0], x.shape[-2])
-        gaps = torch.where(is_seen[..., None], x - y, 0.0)
-        broken = torch.zeros_like(is_seen[..., :1])
-    distances = DECIBELS * root((gaps * gaps).sum(-1))
-    distances = torch.where(is_seen, distances, 0.0).masked_fill(broken, torch.nan)
-    return CepstralTotals(distances.sum(-1), (is_seen | broken).sum(-1).to(torch.float64))
+        options = {"lengths": lengths, "target_lengths": predicted_lengths}
+        distance, path = hf.dtw(x, y, step_pattern="symmetric1", **options)
+        frames = (path[..., 0] >= 0).sum(-1).clamp_min(1)  # one that is NaN where there is no path
+        return CepstralTotals(DECIBELS * distance, frames.to(torch.float64))
+    is_seen = is_within(lengths, x[..., 0], x.shape[-2])
+    gaps = torch.where(is_seen[..., None], x - y, 0.0)
+    return CepstralTotals(DECIBELS * root((gaps * gaps).sum(-1)).sum(-1), is_seen.sum(-1).to(torch.float64))
 
 
 def mel_cepstral_distortion(

@@ -193,8 +193,6 @@ class PhoneAligner:
             found = hf.forced_align(emission, graph)
             scores = hf.state_scores(graph, emission)
             total = hf.log_likelihood(graph.log_initial, graph.log_transition, scores, log_final=graph.log_final)
-        assert found.confidence is not None
-        assert found.start_deviation is not None
         of_word = hf.transcript_tokens(transcript).words
         starts, ends = found.start.tolist(), found.end.tolist()
         confidences, spread = found.confidence.tolist(), found.start_deviation.tolist()
