@@ -381,7 +381,7 @@ def _compiled(
         return graph, int(graph.labels.shape[-1]), int(graph.labels.shape[-1]), True
     tokens = backend.to_numpy(graph.token_index)
     has_special = bool((backend.to_numpy(graph.labels) < 0).any())
-    return graph, max(int(tokens.max()) + 1, 1), _most_states(tokens), has_special
+    return graph, max(int(tokens.max(initial=-1)) + 1, 1), _most_states(tokens), has_special
 
 
 def _problem(
@@ -397,14 +397,15 @@ def _problem(
 
 def _num_tokens(targets: Any) -> int:
     if isinstance(targets, list | tuple):
-        return max(_num_tokens(x) if isinstance(x, list | tuple | np.ndarray) else len(targets) for x in targets)
+        parts = (_num_tokens(x) if isinstance(x, list | tuple | np.ndarray) else len(targets) for x in targets)
+        return max(parts, default=0)
     return int(targets.shape[-1])
 
 
 def _most_states(tokens: Any) -> int:
     """The most states (..., S) on the host that share a token."""
     rows = tokens.reshape(-1, tokens.shape[-1]) + 1
-    return max(int(np.bincount(row, minlength=2)[1:].max()) for row in rows) or 1
+    return max((int(np.bincount(row, minlength=2)[1:].max()) for row in rows), default=0) or 1
 
 
 def _whole(chain: Chain, kernel: str) -> Piece:
@@ -481,7 +482,7 @@ class _Sums(NamedTuple):
 def _sums(made: _Problem, piece: Piece, token_index: Array, start: Array, end: Array) -> _Sums:
     """The sums over a piece's steps."""
     backend, xp, tokens = made.backend, made.backend.xp, made.tokens
-    width = token_index.shape[0] * made.chain.num_states
+    width = max(token_index.shape[0] * made.chain.num_states, 1)
     own: list[Array] = []
     found: list[Array] = []
     for part in piece.split(piece.num_steps if backend.is_traced(token_index) else max(_CACHED // width, 1)):

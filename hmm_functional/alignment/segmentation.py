@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._check import need_count, need_floating, need_range, need_shape
-from ..backend import Array, backend_of, find_backend
+from ..backend import Array, Backend, backend_of, find_backend
 from ..chain import chain_of
 from ..decode import viterbi
 from ..kernels.registry import MessageCall
@@ -109,7 +109,7 @@ def ctc_segment(
     need_range("blank", blank, 0, num_symbols - 1)
     if skip_score is not None and (isnan(skip_score) or skip_score == inf):
         raise ValueError(f"skip_score: expected a number of nats, or -inf, got {skip_score}")
-    parts = [_tokens(f"utterances[{i}]", part, num_symbols, blank) for i, part in enumerate(utterances)]
+    parts = [_tokens(backend, f"utterances[{i}]", part, num_symbols, blank) for i, part in enumerate(utterances)]
     if not parts:
         raise ValueError("utterances: expected at least one, got none")
     tokens = np.concatenate(parts)
@@ -136,9 +136,11 @@ def ctc_segment(
     return CTCSegments(start, end, given(confidence, dtype), index, given(np.asarray(score), dtype))
 
 
-def _tokens(name: str, part: Any, num_symbols: int, blank: int) -> Any:
-    backend = find_backend(part)
-    found = np.asarray(part if backend is None else backend.to_numpy(part))
+def _tokens(backend: Backend, name: str, part: Any, num_symbols: int, blank: int) -> Any:
+    source = find_backend(part)
+    if source is not None and source.name not in ("numpy", backend.name):
+        raise TypeError(f"{name}: expected a list, a NumPy array or an array of {backend.name}, got {source.name}")
+    found = np.asarray(part if source is None else source.to_numpy(part))
     if found.ndim != 1 or not found.size:
         raise ValueError(f"{name}: expected at least one token in a row, got shape {found.shape}")
     if found.dtype.kind not in "iu":
