@@ -47,7 +47,8 @@ class TorchBackend:
         return torch.full(shape, value, dtype=dtype or like.dtype, device=like.device)
 
     def to_numpy(self, x: Array) -> Any:
-        return x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
 
     def is_traced(self, *arrays: Array) -> bool:
         if torch.compiler.is_compiling():
