@@ -429,6 +429,7 @@ def _curvature(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple
         counts, _ = counts_of(backend, *_given(backend, theta, lengths))
         return _weighted(backend, Theta(*theta), scale, counts)
 
+    moves = [backend.xp.broadcast_to(move, x.shape) for move, x in zip(moves, theta, strict=True)]  # under vmap
     return backend.vjp(statistics, theta, moves)  # a Hessian is symmetric
 
 

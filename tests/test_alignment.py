@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -460,3 +463,38 @@ def test_aligner_errors_name_the_word():
         ForcedAligner(["sil", "a"], lexicon={"e": []}).align(torch.zeros(5, 2), ["e"])
     with pytest.raises(TypeError, match=r"silence: expected a symbol, a name or a number, got 1\.5"):
         ForcedAligner(silence=1.5)
+
+
+def test_self_loops_are_as_exact_as_the_emissions() -> None:
+    graph = hf.token_graph([0], like=torch.zeros(2, 1, dtype=torch.float64), topology=hf.Topology(self_loop=0.3))
+    words = hf.transcript_graph([0], like=torch.zeros(2, 1, dtype=torch.float64), topology=hf.Topology(self_loop=0.3))
+    for made in (graph, words):
+        assert float(made.log_final[0]) == pytest.approx(math.log(0.7), abs=1e-15)
+
+
+@pytest.mark.parametrize("states", [2, [1, 2]])
+def test_an_empty_batch_is_aligned(states: Any) -> None:
+    topology = hf.Topology(states=states, is_tied=True)
+    found = hf.forced_align(torch.zeros(0, 4, 2), torch.zeros(0, 1, dtype=torch.int64), topology=topology)
+    assert (found.labels.shape, found.confidence.shape) == ((0, 4), (0, 1))
+    found = hf.ctc_align(torch.zeros(0, 4, 2), torch.ones(0, 1, dtype=torch.int64), posteriors=True)
+    assert found.start.shape == (0, 1)
+
+
+def test_a_transcript_of_a_batch_may_be_silence_alone() -> None:
+    found = hf.forced_align(torch.zeros(2, 4, 2), [[], [1]], topology=hf.Topology(silence=0))
+    assert found.token_index[0].tolist() == [-1] * 4
+    assert 0 in found.token_index[1].tolist()
+
+
+@pytest.mark.parametrize("states", [1.5, [1.7, 2], "a"])
+def test_states_that_are_no_integers(states: Any) -> None:
+    with pytest.raises(TypeError, match="states: expected an integer, got"):
+        hf.Topology(states=states)
+
+
+def test_a_topology_that_is_none() -> None:
+    for call in (hf.token_graph, hf.transcript_graph):
+        with pytest.raises(TypeError, match="topology: expected a Topology or None, got str"):
+            call([0], like=torch.zeros(2, 1), topology="words")
+    assert hf.Topology(states=np.int64(2)) == hf.Topology(states=2)

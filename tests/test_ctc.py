@@ -357,3 +357,8 @@ def test_segmentation_of_what_cannot_be():
 def test_errors_say_what_was_wanted(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_utterances_of_another_library() -> None:
+    with pytest.raises(TypeError, match=r"utterances\[0\]: expected a list, a NumPy array or an array of numpy, got"):
+        hf.ctc_segment(np.zeros((3, 2)), [torch.tensor([1])])

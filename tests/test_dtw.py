@@ -222,3 +222,15 @@ def test_the_module():
     assert DTWAligner().align(x[0], y).warped.shape == (2, 4, 1)
     with pytest.raises(ValueError, match="open_begin"):
         DTWAligner(open_begin=True)
+
+
+@pytest.mark.parametrize("pattern", ["symmetric2", "asymmetric"])
+def test_normalized_where_no_path_is_allowed(pattern: str) -> None:
+    costs = np.array([[[1.0, np.inf]], [[1.0, 2.0]]])[:, [0, 0], :]
+    costs[0] = np.inf
+    assert hf.dtw_from_costs(costs, step_pattern=pattern, normalize=True).distance[0] == np.inf
+    given = torch.tensor(costs, requires_grad=True)
+    hf.dtw_from_costs(given, step_pattern=pattern, normalize=True).distance.sum().backward()
+    assert given.grad is not None
+    assert given.grad[0].eq(0).all()
+    assert given.grad[1].sum() > 0

@@ -250,3 +250,19 @@ def test_memory_does_not_grow(max_delay):
     assert state.num_steps == 16_000
     assert state.num_pending <= 200
     assert sizes[-1] - sizes[0] < 20_000
+
+
+def test_flags_of_more_streams_than_there_are() -> None:
+    state = hf.viterbi_stream_init(torch.zeros(2), torch.zeros(2, 2), batch_shape=(2,))
+    with pytest.raises(ValueError, match=r"is_ended: expected booleans of the streams, whose batch shape is \(2,\)"):
+        hf.viterbi_stream_reset(state, [[True, False]] * 3)
+    with pytest.raises(ValueError, match=r"is_ending: expected booleans .* got \(3, 2\)"):
+        hf.viterbi_stream_flush(state, [[True, False]] * 3)
+
+
+def test_bfloat16_is_read_on_the_host() -> None:
+    scores = torch.tensor([[0.0, 1.0], [0.0, 2.0]], dtype=torch.bfloat16)
+    state, states = hf.viterbi_stream_step(hf.viterbi_stream_init(torch.zeros(2), torch.zeros(2, 2)), scores)
+    assert states.tolist() == [1]
+    assert float(state.log_joint) == 3.0
+    assert hf.ctc_prefix_search(scores).labels.tolist() == [[1]]

@@ -16,7 +16,7 @@ from ..backend import Array, backend_of
 from ..edges import MOST_BANDS
 from ..transition import Banded, Sparse
 from .graph import ANY, FREE, AlignmentGraph, weigh_graph
-from .topology import Topology
+from .topology import Topology, need_topology
 from .transcript import Alternatives, Skippable, Transcript, Wildcard, is_token, transcript_tokens, words_of
 
 Weights = dict[int, float]
@@ -103,7 +103,7 @@ def transcript_graph(transcript: Transcript, *, like: Array, topology: Topology 
         >>> graph.labels, graph.token_index
         (tensor([0, 3, 1, 0, 2, 2, 2, 0]), tensor([-1,  0,  1, -1,  2,  3,  4, -1]))
     """
-    topology = Topology() if topology is None else topology
+    topology = need_topology(topology)
     num_columns = int(like.shape[-1])
     counts, columns = topology.symbols(num_columns)
     words = words_of(transcript)
@@ -213,7 +213,7 @@ def _drawn_out(
     if stay is None:
         return graph
     backend = backend_of(like=like)
-    return weigh_graph(graph, backend.xp.astype(backend.asarray(stay, like=like), like.dtype))
+    return weigh_graph(graph, backend.xp.astype(backend.asarray(np.asarray(stay), like=like), like.dtype))
 
 
 def stack_graphs(graphs: Sequence[AlignmentGraph]) -> AlignmentGraph:

@@ -142,7 +142,7 @@ def _found(pairs: Pairs, spec: Spec, normalize: bool) -> DTW:
     distance = xp.sum(multiply(backend, xp.astype(weights, costs.dtype), costs), axis=-1)
     if normalize:
         total = xp.sum(weights, axis=-1) + (1 if spec.pattern == "symmetric2" else 0)
-        distance = distance / xp.astype(total, costs.dtype)
+        distance = distance / xp.astype(xp.where(is_cell[:, 0], total, 1), costs.dtype)
     distance = xp.where(is_cell[:, 0], distance, inf)
     distance = xp.where(pairs.is_bad, nan, distance)
     path = xp.where(pairs.is_bad[:, None, None], -1, path)

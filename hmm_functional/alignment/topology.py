@@ -43,14 +43,14 @@ class Topology:
     self_loop: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.states, int):
-            need_count("states", self.states, 1)
+        if not isinstance(self.states, Sequence | np.ndarray) or np.ndim(self.states) == 0:
+            object.__setattr__(self, "states", need_count("states", self.states, 1))
         else:
-            object.__setattr__(self, "states", tuple(need_count("states", int(n), 1) for n in self.states))
+            object.__setattr__(self, "states", tuple(need_count("states", n, 1) for n in self.states))
             if not self.states:
                 raise ValueError("states: expected a number, or one for each symbol, got none")
         if self.silence is not None:
-            need_count("silence", self.silence, 0)
+            object.__setattr__(self, "silence", need_count("silence", self.silence, 0))
         if self.silence_at not in _PLACES:
             raise ValueError(f"silence_at: expected one of {', '.join(map(repr, _PLACES))}, got {self.silence_at!r}")
         if self.self_loop is not None:
@@ -119,7 +119,7 @@ def token_graph(
         >>> hf.token_graph([2, 0], like=torch.zeros(4, 3)).labels
         tensor([2, 0])
     """
-    topology = Topology() if topology is None else topology
+    topology = need_topology(topology)
     backend = backend_of(like=like)
     xp = backend.xp
     counts, first = topology.symbols(like.shape[-1])
@@ -160,7 +160,18 @@ def token_graph(
         of_token,
     )
     stay = topology.stay(like.shape[-1])
-    return graph if stay is None else weigh_graph(graph, xp.astype(backend.asarray(stay, like=like), like.dtype))
+    return (
+        graph
+        if stay is None
+        else weigh_graph(graph, xp.astype(backend.asarray(np.asarray(stay), like=like), like.dtype))
+    )
+
+
+def need_topology(topology: Any) -> Topology:
+    """A topology, by default one state a symbol and no silence; TypeError for anything else."""
+    if topology is not None and not isinstance(topology, Topology):
+        raise TypeError(f"topology: expected a Topology or None, got {type(topology).__name__}")
+    return topology or Topology()
 
 
 def targets_of(
@@ -266,7 +277,7 @@ def _states(
     if is_uniform:
         num_states = symbol.shape[-1] * counts[0]
     elif not backend.is_traced(ends) and backend.is_host(ends):
-        num_states = max(int(xp.max(ends[..., -1])), 1) if ends.size else 1
+        num_states = max(int(backend.to_numpy(ends[..., -1]).max(initial=1)), 1)
     else:
         num_states = symbol.shape[-1] * max(counts)
     state = xp.astype(backend.arange(num_states, like=symbol), index)

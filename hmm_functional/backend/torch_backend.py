@@ -7,7 +7,8 @@ The operator carries no autograd rule; it is called only inside `Function.forwar
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ import array_api_compat.torch as xp_torch
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._C import _functorch
 
 from .loops import loop_associative_scan, loop_scan
 from .protocol import PRIMITIVES, Array, Primitive, Rng, Shape, Step, batch_size
@@ -45,7 +47,8 @@ class TorchBackend:
         return torch.full(shape, value, dtype=dtype or like.dtype, device=like.device)
 
     def to_numpy(self, x: Array) -> Any:
-        return x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
 
     def is_traced(self, *arrays: Array) -> bool:
         if torch.compiler.is_compiling():
@@ -83,7 +86,7 @@ class TorchBackend:
     def vjp(
         self, function: Callable[..., tuple[Array, ...]], arrays: Sequence[Array], cotangents: Sequence[Array]
     ) -> tuple[Array, ...]:
-        with torch.enable_grad():
+        with _autograd_is_seen(), torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in arrays]
             found = torch.autograd.grad(function(*leaves), leaves, list(cotangents), allow_unused=True)
         return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(arrays, found, strict=True))
@@ -214,6 +217,32 @@ def _is_proxied() -> bool:
 def _is_transforming() -> bool:
     """Whether a transform of torch.func is active, whatever it maps over."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def _autograd_is_seen() -> Iterator[None]:
+    """Autograd writes operations down, within an operator too, which is called below it."""
+    keys = [torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView]
+    hidden = [key for key in keys if torch._C._dispatch_tls_is_dispatch_key_excluded(key)]
+    for key in hidden:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        yield
+    finally:
+        for key in hidden:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, True)
+
+
+def _interpreters() -> Sequence[Any]:
+    return _functorch.get_interpreter_stack() or ()
+
+
+def _without_tangent(x: Tensor, level: int) -> Tensor:
+    """A tensor as it is outside of forward mode at a level of torch.func, whatever is mapped over inside."""
+    if _functorch.is_batchedtensor(x):
+        inner = _without_tangent(_functorch.get_unwrapped(x), level)
+        return _functorch._add_batch_dim(inner, _functorch.maybe_get_bdim(x), _functorch.maybe_get_level(x))
+    return _functorch._unwrap_for_grad(x, level)
 
 
 def _forward_mode_is_on() -> bool:
@@ -349,7 +378,12 @@ class _Function(torch.autograd.Function):
         saved, n = ctx.saved_tensors, ctx.num_arrays
         primitive = PRIMITIVES[ctx.name]
         given = tangents[: primitive.num_primals(ctx.spec)]
-        return tuple(primitive.jvp(BACKEND, ctx.spec, saved[:n], saved[n:], given))
+        # torch turns forward mode off here, and for the levels around this one too, whose tangents would be lost
+        level = max((i.level() for i in _interpreters() if i.key() == _functorch.TransformType.Jvp), default=None)
+        if level is not None:
+            saved = [_without_tangent(x, level) for x in saved]
+        with torch.autograd.forward_ad._set_fwd_grad_enabled(level is not None):
+            return tuple(primitive.jvp(BACKEND, ctx.spec, saved[:n], saved[n:], given))
 
 
 class _Eager(torch.autograd.Function):

@@ -49,15 +49,16 @@ def _chunk_lengths(lengths: Any, num_steps: int) -> Any:
     return found.astype(np.int64)
 
 
-def ended(is_ended: Any, batch: tuple[int, ...]) -> Any:
+def ended(is_ended: Any, batch: tuple[int, ...], name: str) -> Any:
     """Booleans (*batch) on the host; all where None."""
     if is_ended is None:
         return np.ones(batch, bool)
     source = find_backend(is_ended)
     found = np.asarray(is_ended if source is None else source.to_numpy(is_ended))
     if found.dtype != np.bool_:
-        raise TypeError(f"is_ending: expected booleans of the streams, got {found.dtype}")
-    broadcast_batch({"is_ending": found.shape, "state": batch})
+        raise TypeError(f"{name}: expected booleans of the streams, got {found.dtype}")
+    if broadcast_batch({name: found.shape, "state": batch}) != batch:
+        raise ValueError(f"{name}: expected booleans of the streams, whose batch shape is {batch}, got {found.shape}")
     return np.broadcast_to(found, batch)
 
 

@@ -161,7 +161,7 @@ def semi_markov_viterbi_stream_flush(
     """
     backend = backend_of(state=state.log_begin)
     batch = tuple(state.log_begin.shape[:-1])
-    ending = ended(is_ending, batch)
+    ending = ended(is_ending, batch, "is_ending")
     host = _Streams(state, backend, batch)
     (states, is_start), score = host.rest(ending.reshape(-1), censored)
     return SemiMarkovViterbi(host.back(states), host.back(is_start), host.back(score))
@@ -181,7 +181,7 @@ def semi_markov_viterbi_stream_reset(
     backend = backend_of(state=state.log_begin)
     batch = tuple(state.log_begin.shape[:-1])
     host = _Streams(state, backend, batch)
-    host.reset(ended(is_ended, batch).reshape(-1))
+    host.reset(ended(is_ended, batch, "is_ended").reshape(-1))
     return host.state()
 
 

@@ -191,7 +191,7 @@ def viterbi_stream_flush(state: ViterbiStreamState, is_ending: Any = None, log_f
         need_shape("log_final", log_final.shape, (num_states,), f"(..., K) with K = {num_states} as in the state")
         batch = broadcast_batch({"state": batch, "log_final": tuple(log_final.shape[:-1])})
         message = message + log_final
-    ending = ended(is_ending, batch)
+    ending = ended(is_ending, batch, "is_ending")
     host = _Streams(state, backend, batch)
     final = np.broadcast_to(backend.to_numpy(message), (*batch, num_states)).reshape(host.size, num_states)
     states = host.rest(final, ending.reshape(-1))
@@ -217,7 +217,7 @@ def viterbi_stream_reset(state: ViterbiStreamState, is_ended: Any = None) -> Vit
     backend = backend_of(state=state.log_message)
     batch = tuple(state.log_message.shape[:-1])
     host = _Streams(state, backend, batch)
-    host.reset(ended(is_ended, batch).reshape(-1))
+    host.reset(ended(is_ended, batch, "is_ended").reshape(-1))
     return host.state()
 
 
