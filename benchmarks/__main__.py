@@ -4,7 +4,7 @@
 
 `--only` is a regular expression, searched for in names such as `32x1000x10/viterbi`, `ragged-128x2000x20/gradient`,
 `gmm-32x1000x10x3x80/gmm`, `long`, `start`, `quick_benchmark`, `em`,
-`semi_markov`, `stream`.
+`semi_markov`, `stream`, `hours_of_stream` (ten hours of frames in a quarter of one, only if asked for).
 """
 
 from __future__ import annotations
@@ -159,6 +159,8 @@ def main() -> None:
         others["semi_markov"] = durations.semi_markov()
     if wanted("stream") and (options.only or not options.quick):
         others["stream"] = streaming.latency()
+    if options.only and wanted("hours_of_stream"):
+        others["hours_of_stream"] = streaming.hours()
     if wanted("long") and (options.only or not options.quick):
         others["long"] = extras.long()
     peaks = machine["roofline"]["multiply_adds_per_s"].items()

@@ -414,3 +414,40 @@ def test_memory_is_flat():
     growth = {line.rsplit(" ", 1)[0]: int(line.rsplit(" ", 1)[1]) for line in ran.stdout.splitlines()}
     assert len(growth) == 6
     assert max(growth.values()) < 4e6, growth
+
+
+@pytest.mark.parametrize("size", [1, 7, 400])
+def test_a_queue_cuts_what_is_pushed_as_its_controller_says(size):
+    """However frames are pushed, also by more pushes than may wait, chunks have the sizes that are asked for."""
+    torch.manual_seed(0)
+    model, x = GaussianHMM(3, 2), torch.randn(400, 2)
+    processor = StreamingHMMProcessor(model, overlap=5)
+    sizes, process = [], processor.process_chunk
+    processor.process_chunk = lambda chunk: (sizes.append(len(chunk)), process(chunk))[1]
+    chunks = AdaptiveChunks(0.5, 100.0, look_ahead=5, start=32, smallest=16)
+    wanted, update = [chunks.chunk_size], chunks.update
+    chunks.update = lambda n, seconds: wanted.append(update(n, 0.001 * n)) or wanted[-1]
+    with StreamingQueue(processor, max_chunks=8, chunks=chunks) as queue:
+        reader = threading.Thread(target=lambda: rows.extend(queue.results()))
+        rows = []
+        reader.start()
+        for piece in x.split(size):
+            queue.push(piece, timeout=60)
+    reader.join()
+    assert sum(sizes) == 400
+    assert sizes[:-1] == wanted[: len(sizes) - 1]
+    assert sizes[-1] <= wanted[len(sizes) - 1]
+    assert len(set(sizes)) > 1
+    with torch.no_grad():
+        emission = model.emission_log_prob(x)
+        offline = hf.smooth_fixed_lag(model.log_initial, model.log_transition, emission, lag=5).exp()
+    torch.testing.assert_close(torch.cat(rows), offline)
+    with pytest.raises(TypeError, match="chunks: expected AdaptiveChunks or None, got int"):
+        StreamingQueue(processor, chunks=160)
+
+
+def test_what_is_no_tensor_is_told_by_a_queue_with_a_controller():
+    queue = StreamingQueue(StreamingHMMProcessor(HMMPyTorch(3)), chunks=AdaptiveChunks(0.5, 100.0))
+    queue.push([1, 2])
+    with pytest.raises(ValueError, match="features: expected a tensor"):
+        queue.close()

@@ -15,7 +15,12 @@ from .phones import PhoneSet
 
 @dataclass(frozen=True)
 class AlignerSettings:
-    """What a `PhoneAligner` is made of. No default was chosen by boundaries: they are the field's usual numbers.
+    """What a `PhoneAligner` is made of; the defaults are the field's usual numbers.
+
+    Boundaries led to two parts of the method, and to no number in it: annealing, which held-out likelihood and those of
+    a recording outside the reported ones both asked for; and several starts, since one had gone astray with a recording
+    left out. The likelihood chooses among starts; on the five utterances it takes one that meets fewer boundaries
+    within 20 ms (72 %) than the middle one (80 %) does.
 
     Args:
         features: what frames are made of; their slopes are added.

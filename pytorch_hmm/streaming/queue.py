@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from threading import Condition, Thread
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from hmm_functional._check import need_count
 
+from .control import AdaptiveChunks
 from .processor import StreamingHMMProcessor
 
 
@@ -23,6 +26,8 @@ class StreamingQueue:
     Args:
         processor: the processor, which nobody else may use meanwhile.
         max_chunks: chunks that may wait on either side; whoever pushes more waits, and none is dropped.
+        chunks: chooses how many frames are worked on at a time, whatever is pushed, and is told what they took. Frames
+            are held until there are so many, or the queue is closed. Default: each push is a chunk.
 
     As a context manager it is closed at the end of the block, and aborted if the block raises. An error in the thread
     is raised by whatever is called next, or is waiting: `push`, `results`, after the results that came before it, or
@@ -38,11 +43,18 @@ class StreamingQueue:
         10
     """
 
-    def __init__(self, processor: StreamingHMMProcessor, max_chunks: int = 16) -> None:
+    def __init__(
+        self, processor: StreamingHMMProcessor, max_chunks: int = 16, chunks: AdaptiveChunks | None = None
+    ) -> None:
         if not isinstance(processor, StreamingHMMProcessor):
             raise TypeError(f"processor: expected a StreamingHMMProcessor, got {type(processor).__name__}")
+        if not isinstance(chunks, AdaptiveChunks | None):
+            raise TypeError(f"chunks: expected AdaptiveChunks or None, got {type(chunks).__name__}")
         self.processor = processor
         self.max_chunks = need_count("max_chunks", max_chunks, 1)
+        self.chunks = chunks
+        self._held: list[Tensor] = []
+        """Frames taken from those that wait, too few for a chunk."""
         self._changed = Condition()
         self._waiting: deque[Tensor] = deque()
         self._done: deque[Tensor] = deque()
@@ -143,8 +155,14 @@ class StreamingQueue:
 
     def _work(self) -> None:
         try:
-            while (chunk := self._next()) is not None:
-                self._put(self.processor.process_chunk(chunk))
+            while (
+                chunk := self._next() if self.chunks is None else self._gathered(self.chunks.chunk_size)
+            ) is not None:
+                begun = time.perf_counter()
+                rows = self.processor.process_chunk(chunk)
+                if self.chunks is not None and len(chunk):
+                    self.chunks.update(len(chunk), time.perf_counter() - begun)
+                self._put(rows)
             if not self._is_aborted:
                 self._put(self.processor.flush())
         except BaseException as error:
@@ -164,6 +182,21 @@ class StreamingQueue:
             found = self._waiting.popleft()
             self._changed.notify_all()
             return found
+
+    def _gathered(self, size: int) -> Tensor | None:
+        """The next `size` frames, fewer at the end."""
+        while sum(map(len, self._held)) < size:
+            found = self._next()
+            if not isinstance(found, Tensor) or found.ndim == 0:
+                if found is not None:  # what the processor has to say of it is said
+                    return found
+                break
+            self._held.append(found)
+        if self._is_aborted or not self._held:
+            return None
+        whole = torch.cat(self._held)
+        self._held = [whole[size:]] if len(whole) > size else []
+        return whole[:size]
 
     def _put(self, rows: Tensor | None) -> None:
         """Keep a result; wait while there are many, unless nobody pushes any more."""
