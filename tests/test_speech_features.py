@@ -159,6 +159,9 @@ def test_bad_audio(tmp_path, wav):
         ([0.1, np.nan] * 400, "not finite"),
         (np.zeros(100), r"holds 0\.006 s, expected at least 0\.025 s"),
         (np.zeros(0), r"holds 0\.000 s"),
+        (np.zeros(400), "holds no sound: all samples are equal"),
+        (np.full(16_000, -0.2), "holds no sound: all samples are equal"),
+        (np.tile([[0.3, -0.3], [-0.1, 0.1]], (400, 1)), "holds no sound: all samples are equal"),
     ):
         if isinstance(content, bytes):
             path.write_bytes(content)

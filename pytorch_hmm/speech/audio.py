@@ -33,8 +33,8 @@ def read_audio(
         (N,) float32, in -1..1.
 
     Raises:
-        AudioError: no such file, no sound, cut short (less there than its header says), another rate, too short, or
-            samples that are not finite.
+        AudioError: no such file, no sound (all samples equal), cut short (less there than its header says), another
+            rate, too short, or samples that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,10 +56,13 @@ def read_audio(
     if rate != sample_rate and not resample:
         raise AudioError(f"{path} has {rate} samples a second, expected {sample_rate}")
     mono = samples.mean(axis=1)
+    is_silent = len(mono) > 0 and float(np.ptp(mono)) == 0.0  # before it is converted, which rings at the ends
     if rate != sample_rate and len(mono):
         mono = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate)
     if len(mono) < least * sample_rate:
         raise AudioError(f"{path} holds {len(mono) / sample_rate:.3f} s, expected at least {least:g} s")
+    if is_silent:
+        raise AudioError(f"{path} holds no sound: all samples are equal")
     return torch.from_numpy(np.ascontiguousarray(mono))
 
 
