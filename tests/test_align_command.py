@@ -15,6 +15,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -140,11 +141,11 @@ def test_a_changed_corpus_is_done_again(corpus, tmp_path, capsys):
 
 
 def test_bad_files_are_named_and_passed_over(whole, corpus, tmp_path, capsys):
-    """Cut short, another rate, an unknown phone, no words, more words than sound, no transcript, no sound at all."""
+    """Cut short, another rate, an unknown phone, no words, more words than sound, no transcript, no sound."""
     folder, out = tmp_path / "corpus", tmp_path / "out"
     shutil.copytree(corpus, folder)
     sentence = UTTERANCES["anna/1"]
-    for name in ("cut", "rate", "phone", "empty", "long", "alone", "noise"):
+    for name in ("cut", "rate", "phone", "empty", "long", "alone", "noise", "zero"):
         write_utterance(folder, f"anna/{name}", sentence, 5, 8000 if name == "rate" else 16_000)
     cut = folder / "anna" / "cut.wav"
     cut.write_bytes(cut.read_bytes()[:9001])
@@ -153,10 +154,16 @@ def test_bad_files_are_named_and_passed_over(whole, corpus, tmp_path, capsys):
     (folder / "anna" / "long.phones").write_text("sam\tS AA M\n" * 60)
     (folder / "anna" / "alone.phones").unlink()
     (folder / "anna" / "noise.wav").write_bytes(b"no sound")
+    soundfile.write(folder / "anna" / "zero.wav", np.zeros(16_000), 16_000)
+    for number in range(7):
+        (folder / f"{number}.phones").write_text("<sil>\tSIL\n")
     model = whole / "model.safetensors"
     assert main(["align", str(folder), "--out", str(out), "--model", str(model), "--no-pictures"]) == 1
     captured = capsys.readouterr()
-    assert "aligned                 4 of 11 recordings" in captured.out
+    seconds = sum(soundfile.info(corpus / f"{name}.wav").duration for name in UTTERANCES)
+    assert f"aligned                 4 of 12 recordings, {seconds:.1f} s of sound\n" in captured.out
+    orphans = "0.phones, 1.phones, 2.phones, 3.phones, 4.phones and 2 more"
+    assert f"warning: 7 transcripts have no recording: {orphans}\n" in captured.err
     rows = summary(out)
     assert {name for name, row in rows.items() if row["status"] == "aligned"} == set(UTTERANCES)
     for name, words in {
@@ -167,12 +174,16 @@ def test_bad_files_are_named_and_passed_over(whole, corpus, tmp_path, capsys):
         "long": ["frames"],
         "alone": ["no transcript beside it"],
         "noise": ["cannot read", "noise.wav as sound"],
+        "zero": ["no sound: all samples are equal"],
     }.items():
         row = rows[f"anna/{name}"]
         assert row["status"] == "failed"
         assert all(word in row["reason"] for word in words), row["reason"]
         assert f"skipped anna/{name}: {row['reason']}\n" in captured.err
         assert not list(out.glob(f"anna/{name}.*"))
+    for name in UTTERANCES:  # what is passed over has no part in the speakers' means either
+        assert (out / f"{name}.TextGrid").read_bytes() == (whole / f"{name}.TextGrid").read_bytes()
+        assert rows[name] == summary(whole)[name]
     assert main(["align", str(folder), "--out", str(out), "--model", str(model), "--no-pictures", "--resample"]) == 1
     assert summary(out)["anna/rate"]["status"] == "aligned"
 
@@ -184,9 +195,10 @@ def test_words_by_a_lexicon(tmp_path, corpus, capsys):
         (folder / f"{name}.phones").unlink()
         (folder / f"{name}.txt").write_text(" ".join(word for word in words if word != "<sil>").upper() + ".")
     (folder / "anna" / "2.txt").write_text("Sam met me.")
-    lexicon = tmp_path / "lexicon"
+    lexicon = folder / "lexicon.txt"
     lexicon.write_text("ma M AA\nsee S IY\nsam S AA M\nsam(2) S IY M\nme M IY\n")
     assert main(["align", str(folder), "--out", str(out), "--lexicon", str(lexicon), *FAST, "--no-pictures"]) == 1
+    assert "no recording" not in capsys.readouterr().err
     assert "the lexicon lacks 'met'" in summary(out)["anna/2"]["reason"]
     tiers = read_textgrid(out / "bert" / "2.TextGrid").tiers
     assert [word.label for word in tiers["words"]] == ["ME", "SAM", "MA"]
@@ -261,6 +273,23 @@ def test_unusable_input(corpus, tmp_path, arguments, message, capsys):
     assert last.startswith("pytorch_hmm: ")
     assert message in last
     assert "Traceback" not in captured.err
+
+
+def test_the_table_is_there_where_nothing_was_usable(tmp_path, capsys):
+    """An orphan is told once, and no reason to fail."""
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    for name, phones in (("long", "S AA M " * 99), ("phone", "QX")):
+        write_utterance(folder, name, UTTERANCES["anna/1"], 0)
+        (folder / f"{name}.phones").write_text(f"word\t{phones}\n")
+    (folder / "alone.wav").touch()
+    (folder / "orphan.phones").touch()
+    assert main(["align", str(folder), "--out", str(out)]) == 2
+    rows = summary(out)
+    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(("alone", "long", "phone"), "failed")
+    for name, reason in (("alone", "no transcript"), ("long", "frames"), ("phone", "unknown phone")):
+        assert reason in rows[name]["reason"]
+    assert not (out / "model.safetensors").exists()
+    assert "warning: 1 transcript has no recording: orphan.phones\n" in capsys.readouterr().err
 
 
 def test_one_process_a_folder(corpus, tmp_path, capsys):

@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from pytorch_hmm.speech.corpus import TranscriptError, Word, find_recordings, read_lexicon, read_transcript
+from pytorch_hmm.speech.corpus import (
+    TranscriptError,
+    Word,
+    find_orphans,
+    find_recordings,
+    read_lexicon,
+    read_transcript,
+)
 
 
 def write(path, text=""):
@@ -31,8 +38,13 @@ def test_what_is_found(tmp_path):
         "alone": "no transcript beside it: expected alone.phones or alone.lab or alone.txt",
         "two": "two sound files: two.flac and two.wav",
     }
-    with pytest.raises(NotADirectoryError, match="no such folder"):
-        find_recordings(tmp_path / "b.wav")
+    for name in ("anna/gone.lab", "anna/gone.phones", ".hidden/d.txt", "out/e.lab", "lexicon.txt"):
+        write(tmp_path / name)
+    orphans = find_orphans(tmp_path, tmp_path / "out", [tmp_path / "lexicon.txt"])
+    assert orphans == ["anna/gone.lab", "anna/gone.phones", "text.txt"]
+    for find in (find_recordings, find_orphans):
+        with pytest.raises(NotADirectoryError, match="no such folder"):
+            find(tmp_path / "b.wav")
 
 
 LEXICON = """;;; a comment

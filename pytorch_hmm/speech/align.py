@@ -19,9 +19,19 @@ from tqdm import tqdm
 
 from ..plotting import plot_alignment, save_figure
 from .aligner import PhoneAligner
-from .audio import AudioError, read_audio
+from .audio import read_audio
+from .compile import problem_of
 from .console import let_go
-from .corpus import Lexicon, Recording, TranscriptError, Word, find_recordings, read_lexicon, read_transcript
+from .corpus import (
+    Lexicon,
+    Recording,
+    TranscriptError,
+    Word,
+    find_orphans,
+    find_recordings,
+    read_lexicon,
+    read_transcript,
+)
 from .features import extract, log_energy, log_mel
 from .labels import Segment, write_ctm, write_htk, write_textgrid
 from .labels.segment import read_text
@@ -47,6 +57,8 @@ class AlignOptions:
     pictures: bool = True
     resample: bool = False
     settings: AlignerSettings = AlignerSettings()  # noqa: RUF009
+    no_transcripts: tuple[Path, ...] = ()
+    """Text files that may lie in the corpus, such as the lexicon."""
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> AlignOptions:
@@ -68,7 +80,9 @@ class AlignOptions:
         except (OSError, ValueError) as error:
             raise AlignError(_told(error)) from None
         pictures = not given.no_pictures
-        return cls(given.corpus, given.out, given.lexicon, given.model, formats, pictures, given.resample, settings)
+        texts = tuple(path for path in (given.lexicon, given.classes) if path is not None)
+        resample = given.resample
+        return cls(given.corpus, given.out, given.lexicon, given.model, formats, pictures, resample, settings, texts)
 
 
 class Loaded(NamedTuple):
@@ -94,6 +108,7 @@ def run(options: AlignOptions) -> int:
     try:
         lexicon = None if options.lexicon is None else read_lexicon(options.lexicon)
         recordings, problems = find_recordings(options.corpus, leave_out=options.out)
+        _say_orphans(find_orphans(options.corpus, options.out, options.no_transcripts))
     except OSError as error:
         raise AlignError(_told(error)) from None
     except TranscriptError as error:
@@ -126,10 +141,11 @@ def _run(
     for recording in _bar(recordings, "reading"):
         try:
             loaded[recording.name] = _load(recording, settings, lexicon, options.resample)
-        except (AudioError, TranscriptError, OSError) as error:
+        except (ValueError, OSError) as error:  # AudioError, TranscriptError, what problem_of says
             problems[recording.name] = _told(error)
             _say_skipped(recording.name, problems[recording.name])
     if not loaded:
+        outputs.summarise({}, problems)
         raise AlignError(f"no recording in {options.corpus} can be used: {next(iter(problems.values()))}")
     if aligner is None:
         aligner, model_file = _trained(options, outputs, loaded), outputs.model
@@ -160,6 +176,8 @@ def _load(recording: Recording, settings: AlignerSettings, lexicon: Lexicon | No
     samples = read_audio(recording.audio, rate, resample=resample)
     content = digest(file_digest(recording.audio), words)
     features, energy = extract(samples, settings.features), log_energy(samples, rate)
+    if (problem := problem_of(settings, features, words)) is not None:
+        raise problem
     return Loaded(recording, features, energy, len(samples) / rate, words, content)
 
 
@@ -230,7 +248,7 @@ def _align_all(
                 size = len(one.features), aligner.settings.features.frame_shift, one.seconds
                 phones, words = (_within(tier, *size) for tier in (found.phones, found.words))
                 _write(options, outputs, one, phones, words)
-            except ValueError as error:  # too little sound, an unknown phone, a name that a format has no place for
+            except ValueError as error:  # a name that a format has no place for
                 problems[name] = _told(error)
                 _say_skipped(name, problems[name])
                 continue
@@ -283,6 +301,13 @@ def _say_skipped(name: str, reason: str) -> None:
     tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
 
 
+def _say_orphans(names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        what = "transcript has" if len(names) == 1 else "transcripts have"
+        tqdm.write(f"warning: {len(names)} {what} no recording: {', '.join(names[:5])}{more}", file=sys.stderr)
+
+
 def _told(error: Exception) -> str:
     """One line."""
     if isinstance(error, OSError) and error.strerror and error.filename:
@@ -293,7 +318,7 @@ def _told(error: Exception) -> str:
 def _report(records: dict[str, Record], problems: dict[str, str], table: Path) -> None:
     """What was done, on standard output."""
     seconds = sum(record.seconds for record in records.values())
-    rows = [("aligned", f"{len(records)} of {len(records) + len(problems)} recordings, {seconds:.1f} s")]
+    rows = [("aligned", f"{len(records)} of {len(records) + len(problems)} recordings, {seconds:.1f} s of sound")]
     if records:
         mean = sum(record.confidence for record in records.values()) / len(records)
         likelihood = sum(record.log_likelihood * record.seconds for record in records.values()) / seconds

@@ -11,7 +11,7 @@ The speaker is the name of the subfolder, as for the Montreal Forced Aligner; re
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,19 +62,8 @@ def find_recordings(
         NotADirectoryError: `folder` is none.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise NotADirectoryError(f"no such folder: {root}")
-    hidden = None if leave_out is None else Path(leave_out).resolve()
-    sounds: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        if path.suffix.lower() not in SOUNDS or any(part.startswith(".") for part in relative.parts):
-            continue
-        if path.is_dir() or (hidden is not None and path.resolve().is_relative_to(hidden)):
-            continue
-        sounds.setdefault(relative.with_suffix("").as_posix(), []).append(path)
     found, problems = [], {}
-    for name, paths in sorted(sounds.items()):
+    for name, paths in sorted(_files(root, SOUNDS, leave_out).items()):
         shown = name.encode(errors="backslashreplace").decode()
         if shown != name:
             problems[shown] = "its name is not text in UTF-8"
@@ -90,6 +79,31 @@ def find_recordings(
             parent = paths[0].parent
             found.append(Recording(name, paths[0], texts[0], "" if parent == root else parent.name))
     return found, problems
+
+
+def find_orphans(
+    folder: str | os.PathLike[str],
+    leave_out: str | os.PathLike[str] | None = None,
+    others: Iterable[str | os.PathLike[str]] = (),
+) -> list[str]:
+    """The transcripts below a folder beside which there is no recording, as paths in it.
+
+    Args:
+        leave_out: a folder that is not looked into.
+        others: text files that are no transcripts, such as a lexicon.
+
+    Raises:
+        NotADirectoryError: `folder` is none.
+    """
+    root, known = Path(folder), {Path(path).resolve() for path in others}
+    found = _files(root, (*SOUNDS, *TRANSCRIPTS), leave_out)
+    return [
+        path.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
+        for _, paths in sorted(found.items())
+        if not any(path.suffix.lower() in SOUNDS for path in paths)
+        for path in paths
+        if path.resolve() not in known
+    ]
 
 
 def read_transcript(path: str | os.PathLike[str], lexicon: Lexicon | None = None) -> list[Word]:
@@ -151,6 +165,22 @@ def read_lexicon(path: str | os.PathLike[str]) -> dict[str, list[tuple[str, ...]
             ways.append(tuple(phones))
     if not found:
         raise TranscriptError(f"{path} is empty")
+    return found
+
+
+def _files(root: Path, endings: Sequence[str], leave_out: str | os.PathLike[str] | None) -> dict[str, list[Path]]:
+    """Files with such endings, in any case, by their paths below the folder without these; none that are hidden."""
+    if not root.is_dir():
+        raise NotADirectoryError(f"no such folder: {root}")
+    hidden = None if leave_out is None else Path(leave_out).resolve()
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if path.suffix.lower() not in endings or any(part.startswith(".") for part in relative.parts):
+            continue
+        if path.is_dir() or (hidden is not None and path.resolve().is_relative_to(hidden)):
+            continue
+        found.setdefault(relative.with_suffix("").as_posix(), []).append(path)
     return found
 
 
