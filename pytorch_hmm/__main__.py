@@ -78,7 +78,7 @@ def _align(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         default="textgrid",
         help="of labels, one or more of textgrid, ctm, htk, with commas (%(default)s)",
     )
-    align.add_argument("--iterations", type=int, help="iterations of EM after each step of training")
+    align.add_argument("--iterations", type=int, help="iterations of EM in each stage of training (10)")
     align.add_argument("--resample", action="store_true", help="convert recordings of another sample rate")
     align.add_argument("--no-pictures", action="store_true", help="draw none")
 
@@ -106,12 +106,11 @@ def _stream(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--decode", choices=["viterbi", "posterior", "filter"], default="viterbi", help="what is decoded (%(default)s)"
     )
     stream.add_argument("--chunk", type=int, default=16, help="frames decoded at once (%(default)s)")
-    stream.add_argument("--look-ahead", type=int, default=20, help="frames a posterior waits for (%(default)s)")
+    stream.add_argument("--look-ahead", type=int, help="with --decode posterior: frames it waits for (20)")
     stream.add_argument(
         "--max-delay",
         type=int,
-        default=200,
-        help="frames after which a state of the best path is final at the latest, 0 for no limit (%(default)s)",
+        help="with --decode viterbi: frames after which a state is final at the latest, 0 for no limit (200)",
     )
     stream.add_argument(
         "--features", choices=["mfcc", "log_mel"], help="of an HMM that was saved: what its observations are"

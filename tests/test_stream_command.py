@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import hmm_functional as hf
@@ -131,13 +132,56 @@ def test_with_derivatives(tmp_path, samples):
     assert len(rows) == len(extract(samples.astype(np.float32)))
 
 
-def test_half_a_sample_at_the_end_is_none(model, samples):
+def test_half_a_sample_at_the_end_is_none(model, samples, capsys):
     options = StreamOptions(model, features="mfcc", decode="filter")
     sink = io.StringIO()
     assert run(options, io.BytesIO(samples.tobytes() + b"\1"), sink) == 0
+    assert capsys.readouterr().err == (
+        "pytorch_hmm: an odd number of bytes came: the last one, half a sample, is left out\n"
+    )
     assert sink.getvalue().splitlines() == ["\t".join(row) for row in decoded(options, samples)]
     assert decoded(options, samples[:0]) == []
     assert decoded(options, samples[:279]) == []  # no window is complete
+    assert capsys.readouterr().err == ""
+
+
+class Drops(io.BytesIO):
+    """Bytes that come in threes."""
+
+    def read1(self, _=-1):
+        return self.read(3)
+
+
+@pytest.mark.parametrize("source", [io.BytesIO, Drops])
+def test_a_wav_file_is_refused(model, samples, source, capsys, monkeypatch):
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="WAV")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(source(file.getvalue())))
+    assert main(["stream", "--model", str(model), "--features", "mfcc"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "expected raw samples on standard input, got a WAV file" in captured.err
+    assert "`tail -c +45 FILE`" in captured.err
+
+
+def test_samples_that_begin_as_a_wav_file_are_samples(model, samples):
+    content = b"RIFFWAVE" + samples.tobytes()
+    options, sink = StreamOptions(model, features="mfcc", decode="filter"), io.StringIO()
+    assert run(options, Drops(content), sink) == 0
+    want = decoded(options, np.frombuffer(content, "<i2"))
+    assert [line.split("\t") for line in sink.getvalue().splitlines()] == want
+
+
+def test_help_tells_the_defaults(model, capsys):
+    for command, wanted in (
+        ("align", [f"stage of training ({AlignerSettings.iterations})"]),
+        ("stream", [f"waits for ({StreamOptions.look_ahead})", f"for no limit ({StreamOptions.max_delay})"]),
+    ):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = " ".join(capsys.readouterr().out.split())
+        assert all(words in told for words in wanted)
 
 
 def test_unusable_models_and_settings(model, tmp_path, capsys):
@@ -153,6 +197,14 @@ def test_unusable_models_and_settings(model, tmp_path, capsys):
         (["--model", str(model), "--features", "mfcc", "--chunk", "0"], "--chunk: expected at least 1, got 0"),
         (["--model", str(model), "--features", "mfcc", "--rate", "-5"], "--rate: expected at least 1, got -5"),
         (["--model", str(model), "--features", "mfcc", "--rate", "40"], "--rate: hop and window"),
+        (
+            ["--model", str(model), "--features", "mfcc", "--look-ahead", "5"],
+            "--look-ahead: expected only with --decode posterior, got 5 with viterbi",
+        ),
+        (
+            ["--model", str(model), "--features", "mfcc", "--decode", "filter", "--max-delay", "0"],
+            "--max-delay: expected only with --decode viterbi, got 0 with filter",
+        ),
         (["--model", str(tmp_path / "scores"), "--features", "mfcc"], "holds a HMMPyTorch"),
     ):
         assert main(["stream", *arguments]) == 2

@@ -59,15 +59,21 @@ class StreamOptions:
             ("look-ahead", given.look_ahead, 0),
             ("max-delay", given.max_delay, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise StreamError(f"--{name}: expected at least {least}, got {value}")
+        for name, value, decode in (
+            ("look-ahead", given.look_ahead, "posterior"),
+            ("max-delay", given.max_delay, "viterbi"),
+        ):
+            if value is not None and given.decode != decode:
+                raise StreamError(f"--{name}: expected only with --decode {decode}, got {value} with {given.decode}")
         return cls(
             given.model,
             given.rate,
             given.decode,
             given.chunk,
-            given.look_ahead,
-            given.max_delay or None,
+            cls.look_ahead if given.look_ahead is None else given.look_ahead,
+            cls.max_delay if given.max_delay is None else given.max_delay or None,
             given.features,
             given.deltas,
             given.changes,
@@ -123,7 +129,7 @@ def run(options: StreamOptions, source: BinaryIO | None = None, sink: TextIO | N
     """Decode 16-bit little-endian samples until they end, or Ctrl-C (130, after what came till then).
 
     Raises:
-        StreamError: see `load_source`, or settings that do not fit the model.
+        StreamError: see `load_source`, settings that do not fit the model, or a WAV file instead of samples.
     """
     if source is None:
         if sys.stdin is None:
@@ -136,7 +142,7 @@ def run(options: StreamOptions, source: BinaryIO | None = None, sink: TextIO | N
     decoder = Decoder(load_source(options), options)
     try:
         with _Interruptible() as interruptible:
-            for samples in _samples(source, decoder.chunk_samples, interruptible):
+            for samples in _samples(source, decoder.chunk_samples, interruptible, options.rate):
                 _print(decoder.push(samples), sink)
             _print(decoder.flush(), sink)
     except BrokenPipeError:  # nobody reads on: nothing is left to do
@@ -262,14 +268,30 @@ class Decoder:
         return lines
 
 
-def _samples(source: BinaryIO, count: int, interruptible: _Interruptible) -> Iterator[Any]:
+def _samples(source: BinaryIO, count: int, interruptible: _Interruptible, rate: int) -> Iterator[Any]:
     """Pieces of at most `count` samples, each as soon as it is there; half a sample at the end is none."""
-    rest = b""
+    rest, is_raw = b"", False
     while piece := interruptible.read(source, 2 * count):
-        piece = rest + piece
-        whole = len(piece) // 2 * 2
-        rest = piece[whole:]
-        yield np.frombuffer(piece[:whole], "<i2").astype(np.float32) / 32768
+        rest += piece
+        if not is_raw:
+            if len(rest) < 12 and any(magic.startswith(rest[:4]) for magic in _WAV):
+                continue
+            if rest[:4] in _WAV and rest[8:12] == b"WAVE":
+                raise StreamError(
+                    "expected raw samples on standard input, got a WAV file: "
+                    f"`ffmpeg -i FILE -f s16le -ac 1 -ar {rate} -` makes them; "
+                    "where it has 16 bits, one channel and a header of 44 bytes, `tail -c +45 FILE` does"
+                )
+            is_raw = True
+        whole = len(rest) // 2 * 2
+        samples, rest = rest[:whole], rest[whole:]
+        yield np.frombuffer(samples, "<i2").astype(np.float32) / 32768
+    if len(rest) % 2 and not interruptible.is_asked and sys.stderr is not None:
+        sys.stderr.write("pytorch_hmm: an odd number of bytes came: the last one, half a sample, is left out\n")
+
+
+_WAV = (b"RIFF", b"RF64")
+"""What WAV files begin with."""
 
 
 def _print(lines: list[str], sink: TextIO) -> None:
