@@ -41,6 +41,13 @@ def need_count(name: str, value: Any, least: int) -> int:
     return count
 
 
+def need_number(name: str, value: Any) -> None:
+    """A Python number, or one of an array library without axes; no text, no bool."""
+    is_number = isinstance(value, int | float) or getattr(value, "shape", None) == ()
+    if not is_number or isinstance(value, bool | str):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
 def need_range(name: str, values: Any, low: int, high: int) -> None:
     """Host integers must lie in low..high."""
     if isinstance(values, int):

@@ -138,7 +138,7 @@ def test_prefix_search_with_room_for_all_finds_all(problem, data):
 @given(seed=seeds, num_steps=st.integers(1, 4), weight=st.sampled_from([0.5, 1.0, 3.0]), bonus=st.floats(-2, 2))
 def test_prefix_search_weighs_the_language_model(seed, num_steps, weight, bonus):
     rng = np.random.default_rng(seed)
-    log_probs, bigrams = random_scores(rng, (num_steps, 3)), random_scores(rng, (3, 3), zeros=0.1)
+    log_probs, bigrams = random_scores(rng, (num_steps, 3)), -np.abs(random_scores(rng, (3, 3), zeros=0.1))
     told = []
 
     def language_model(symbols, states):

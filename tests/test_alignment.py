@@ -304,6 +304,9 @@ ERRORS = [
     (lambda e: hf.state_scores(hf.token_graph([4], like=e), e[:, :3]), ValueError, "a column for each label"),
     (lambda e: hf.Topology(silence_at="word"), ValueError, "silence_at: .*'words'"),
     (lambda e: hf.Topology(self_loop=1.5), ValueError, "self_loop"),
+    (lambda e: hf.Topology(self_loop="a"), TypeError, "self_loop: expected a number, or one a column, got 'a'"),
+    (lambda e: hf.forced_align(e, [1], beam="wide"), TypeError, "beam: expected a number, got str"),
+    (lambda e: hf.forced_align(e, [1], beam=torch.ones(1)), TypeError, "beam: expected a number, got Tensor"),
     (lambda e: hf.Topology(states=0), ValueError, "states"),
     (lambda e: hf.transcript_graph([[1], "b"], like=e), TypeError, r"transcript\[1\]: expected an integer"),
     (lambda e: hf.transcript_graph([[1], [9]], like=e), ValueError, r"symbols 0\.\.4, got 9 as token 1"),
@@ -448,19 +451,45 @@ def test_aligner_takes_batches_modules_and_trains():
     assert trained.align(features, [1, 2, 3]).segments[-1].end == 8
 
 
+def test_aligner_takes_one_length_and_nan():
+    scores = path_scores([1, 1, 2, 0, 0, 0])
+    alone = aligner().align(scores[:3], ["ab"])
+    for length in (3, [3], torch.tensor([3]), np.array(3)):
+        assert aligner().align(scores, ["ab"], lengths=length).segments == alone.segments
+        assert aligner()(scores, ["ab"], lengths=length).shape == ()
+    scores[1] = np.nan
+    found = aligner().align(scores, ["ab"])
+    assert (found.segments, found.words, np.isnan(found.log_joint)) == ([], [], True)
+
+
 def test_aligner_errors_name_the_word():
     with pytest.raises(ValueError, match=r"transcript\[1\]: unknown word 'cd'"):
         aligner().align(path_scores([1, 2]), ["ab", "cd"])
     with pytest.raises(ValueError, match=r"transcript\[0\]\[1\]: unknown symbol 'x'; known: sil, a, b, c"):
         aligner().align(path_scores([1, 2]), [["a", "x"]])
-    with pytest.raises(ValueError, match="needs at least 2 frames, log_emission has 1"):
+    with pytest.raises(ValueError, match=r"^transcripts: needs at least 2 frames, x has 1$"):
         aligner().align(path_scores([1]), ["ab"])
+    with pytest.raises(ValueError, match=r"^transcripts\[1\]: needs at least 2 frames, x\[1\] has 1$"):
+        aligner().align(torch.zeros(2, 3, 4), [["ab"], ["ab"]], lengths=[3, 1])
+    with pytest.raises(TypeError, match=r"transcripts: expected a list of words, got the text 'ab c'; pass its .split"):
+        aligner().align(torch.zeros(5, 4), "ab c")
+    with pytest.raises(TypeError, match=r"transcripts\[1\]: expected a list of words, got the text 'c'"):
+        aligner().align(torch.zeros(2, 5, 4), [["ab"], "c"])
+    with pytest.raises(ValueError, match=r"lengths: expected one number, for one sequence, got shape \(2,\)"):
+        aligner().align(torch.zeros(5, 4), ["ab"], lengths=[5, 5])
     with pytest.raises(ValueError, match="transcripts: expected 2, one an utterance, got 1"):
         aligner().align(torch.zeros(2, 5, 4), [["ab"]])
     with pytest.raises(ValueError, match="frame_shift"):
         ForcedAligner(frame_shift=0)
-    with pytest.raises(ValueError, match=r"transcript\[0\] \(e\): the lexicon has no pronunciation of it"):
-        ForcedAligner(["sil", "a"], lexicon={"e": []}).align(torch.zeros(5, 2), ["e"])
+    for said, error, message in (
+        ([], ValueError, ": the lexicon has no pronunciation of it"),
+        (["a", "x"], ValueError, r"\[1\]: unknown symbol 'x'; known: sil, a$"),
+        ([["a"], ["a", "x"]], ValueError, r"\[1\]: unknown symbol 'x'"),
+        ([["a"], [1, 2]], ValueError, r": expected a symbol in 0\.\.1, got 2"),
+        (1, TypeError, ": expected a list of symbols, got int"),
+    ):
+        with pytest.raises(error, match=rf"lexicon\['e'\]{message}"):
+            ForcedAligner(["sil", "a"], lexicon={"a": "a", "e": said})
     with pytest.raises(TypeError, match=r"silence: expected a symbol, a name or a number, got 1\.5"):
         ForcedAligner(silence=1.5)
 

@@ -303,6 +303,15 @@ def test_segmentation_of_what_cannot_be():
     assert hf.ctc_segment(FRAMES[0, :1], [[2]]).start.tolist() == [0]
 
 
+def _model(highest):
+    row = np.where(np.arange(4) == 1, highest, -2.0)
+    return lambda symbols, states: (np.tile(row, (len(symbols), 1)), states)
+
+
+def test_a_language_model_may_round():
+    assert hf.ctc_prefix_search(FRAMES, language_model=_model(5e-4))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -329,7 +338,16 @@ def test_segmentation_of_what_cannot_be():
         ),
         (lambda: hf.ctc_log_likelihood(FRAMES, [1], blank=4), ValueError, r"blank: expected values in 0\.\.3"),
         (lambda: hf.ctc_log_likelihood(FRAMES[0, 0], [1]), ValueError, r"log_probs: expected shape \(\.\.\., T, V\)"),
-        (lambda: hf.ctc_log_likelihood(FRAMES, [[1], [1]]), ValueError, "batch axes"),
+        (
+            lambda: hf.ctc_log_likelihood(FRAMES, [[1], [1]]),
+            ValueError,
+            r"batch axes .* log_probs \(3,\), targets \(2,\)$",
+        ),
+        (
+            lambda: hf.ctc_align(FRAMES, [1], lengths=[5, 5]),
+            ValueError,
+            r"batch axes .* log_probs \(3,\), targets \(\), lengths \(2,\)",
+        ),
         (lambda: hf.ctc_log_likelihood(FRAMES.astype(int), [1]), TypeError, "log_probs: expected a floating-point"),
         (lambda: hf.ctc_log_likelihood(torch.zeros(3, 2), jax.numpy.ones(1, int)), TypeError, "targets.*jax"),
         (lambda: hf.ctc_align(FRAMES[0, :3], [1, 2, 2]), ValueError, "3 tokens, which take 4 frames.*for 3 frames"),
@@ -346,6 +364,15 @@ def test_segmentation_of_what_cannot_be():
             ValueError,
             r"language_model: expected \(3, 4\)",
         ),
+        (lambda: hf.ctc_prefix_search(FRAMES, language_model=3), TypeError, "language_model: expected a callable.*int"),
+        (
+            lambda: hf.ctc_prefix_search(FRAMES, language_model=_model(0.1)),
+            ValueError,
+            "language_model: expected log-probabilities, at most 0, got 0.1$",
+        ),
+        (lambda: hf.ctc_prefix_search(FRAMES, language_weight="1"), TypeError, "language_weight: .* number, got str"),
+        (lambda: hf.ctc_prefix_search(FRAMES, length_bonus=None), TypeError, "length_bonus: .* number, got NoneType"),
+        (lambda: hf.ctc_segment(FRAMES[0], [[1]], skip_score="0"), TypeError, "skip_score: expected a number, got str"),
         (lambda: jax.jit(hf.ctc_prefix_search)(FRAMES), TypeError, "log_probs: expected values that can be read"),
         (lambda: hf.ctc_segment(FRAMES, [[1]]), ValueError, r"log_probs: expected \(T, V\)"),
         (lambda: hf.ctc_segment(FRAMES[0], []), ValueError, "utterances: expected at least one"),

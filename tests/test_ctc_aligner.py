@@ -51,6 +51,9 @@ def test_spans_of_tokens():
             )
     one = CTCAligner(blank=1).align(FRAMES[1, :5], [2])
     assert [span[:5] for span in one] == [(2, *found[1][0][1:3], None, None)]
+    for length in (5, [5], torch.tensor([5]), np.array(5)):
+        assert CTCAligner(blank=1).align(FRAMES[1], [2], length, [1]) == one
+        assert CTCAligner(blank=1)(FRAMES[1], [2], length).shape == ()
     never = FRAMES[0].clone()
     never[:, 3] = -torch.inf
     assert aligner().align(never, ["c"]) == []
@@ -89,6 +92,14 @@ def test_segments_of_utterances():
         (lambda: CTCAligner(frame_shift=0.0), ValueError, "frame_shift: expected a positive number"),
         (lambda: aligner().align(FRAMES[0], ["x"]), ValueError, "targets: unknown symbol 'x'; known: a, -"),
         (lambda: aligner().align(FRAMES[0], ["a"] * 9), ValueError, "9 tokens, which take 17 frames.*for 8 frames"),
+        (
+            lambda: aligner().align(FRAMES[0], "ab"),
+            TypeError,
+            "targets: expected a list of symbols.*its .split",
+        ),
+        (lambda: aligner().segment(FRAMES[0], [["a"], "b"]), TypeError, r"utterances\[1\]: expected a list of symbols"),
+        (lambda: aligner().align(FRAMES[0], ["a"], [8, 8]), ValueError, r"lengths: expected one number.*\(2,\)"),
+        (lambda: aligner().align(FRAMES[0], [["a"]]), ValueError, r"targets: expected one transcript.*\(1,\)"),
         (lambda: aligner()(FRAMES[..., :3], ["a"]), ValueError, "log_probs: expected 4 symbols"),
         (lambda: aligner()(FRAMES[0, 0], ["a"]), ValueError, r"log_probs: expected \(T, V\) or \(B, T, V\)"),
         (lambda: aligner()(FRAMES.numpy(), ["a"]), TypeError, "log_probs: expected a torch.Tensor, got ndarray"),

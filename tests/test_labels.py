@@ -155,6 +155,26 @@ def test_bad_mlf(tmp_path, content, message):
         lb.read_mlf(path)
 
 
+@pytest.mark.parametrize("content", [LONG, SHORT, LONG.split("\n", 3)[3]], ids=["long", "short", "headless"])
+def test_a_textgrid_is_no_htk_file(tmp_path, content):
+    path = tmp_path / "x.TextGrid"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(lb.LabelError, match=r"x\.TextGrid: expected HTK labels, got a TextGrid"):
+        lb.read_htk(path)
+    path.write_text("xmin\nooTextFile\n")
+    assert [segment.label for segment in lb.read_htk(path)] == ["xmin", "ooTextFile"]
+
+
+def test_boundaries_are_starts_of_all_but_the_first():
+    said = [lb.Segment("a", 0.0, 0.3), lb.Segment("b", 0.3, 0.5), lb.Segment("c", 0.6, 0.9)]
+    assert lb.boundaries(said) == [0.3, 0.6]
+    assert lb.boundaries(said[:1]) == lb.boundaries([]) == []
+    with pytest.raises(lb.LabelError, match=r"segments\[0\]: expected times, 'a' has none"):
+        lb.boundaries([lb.Segment("a"), lb.Segment("b")])
+    with pytest.raises(lb.LabelError, match=r"segments\[1\]: 'a' starts at 0 s, before 0.5 s"):
+        lb.boundaries(said[1::-1])
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-mark"])
 @pytest.mark.parametrize("content", [LONG, SHORT], ids=["long", "short"])
 def test_textgrids(tmp_path, content, encoding):

@@ -150,6 +150,7 @@ def test_prior_is_scipys_beta_binomial(library):
         (lambda: hf.monotonic_alignment_search(SCORES, lengths=[0, 1, 1]), ValueError, "lengths: .* at least 1, got 0"),
         (lambda: hf.soft_monotonic_alignment(SCORES, target_lengths=[1, 1]), ValueError, "batch axes"),
         (lambda: hf.token_durations(SCORES, 3), TypeError, "tokens: expected an integer dtype"),
+        (lambda: hf.beta_binomial_prior(3, 4, scale="1"), TypeError, "scale: expected a number, got str"),
         (lambda: hf.beta_binomial_prior(3, 4, scale=0.0), ValueError, "scale: expected a positive number"),
         (lambda: hf.beta_binomial_prior(3, 4, lengths=[5]), ValueError, r"lengths: .* in 1\.\.4"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._check import need_count, need_floating, need_range, need_shape
+from .._check import broadcast_batch, need_count, need_floating, need_range, need_shape
 from ..backend import Array, Backend, backend_of
 from ..chain import lengths_of
 from ..likelihood import log_likelihood
@@ -118,7 +118,7 @@ def ctc_log_likelihood(
         >>> hf.ctc_log_likelihood(frames, [1]).exp()
         tensor(0.6400)
     """
-    log_probs, graph = _prepared(log_probs, targets, target_lengths, blank)
+    log_probs, graph, lengths = _prepared(log_probs, targets, lengths, target_lengths, blank)
     scores = state_scores(graph, log_probs)
     return log_likelihood(
         graph.log_initial, graph.log_transition, scores, lengths=lengths, log_final=graph.log_final, kernel=kernel
@@ -162,10 +162,8 @@ def ctc_align(
         >>> found.labels, found.start
         (tensor([1, 0, 1]), tensor([0, 2]))
     """
-    log_probs, graph = _prepared(log_probs, targets, target_lengths, blank)
+    log_probs, graph, lengths = _prepared(log_probs, targets, lengths, target_lengths, blank)
     backend = backend_of(log_probs=log_probs)
-    if lengths is not None:
-        lengths = lengths_of(backend, lengths, log_probs.shape[-2], log_probs)
     _need_room(backend, graph, log_probs, lengths)
     found = forced_align(log_probs, graph, lengths=lengths, posteriors=posteriors, kernel=kernel)
     num_tokens = graph.labels.shape[-1] // 2
@@ -209,14 +207,22 @@ def _blank(blank: Any, num_symbols: int) -> int:
     return found
 
 
-def _prepared(log_probs: Array, targets: Any, target_lengths: Any, blank: int) -> tuple[Array, AlignmentGraph]:
-    """log_probs in float32 or wider, and the graph of the targets."""
+def _prepared(
+    log_probs: Array, targets: Any, lengths: Any, target_lengths: Any, blank: int
+) -> tuple[Array, AlignmentGraph, Any]:
+    """log_probs in float32 or wider, the graph of the targets, and lengths as an array or None."""
     backend = backend_of(log_probs=log_probs)
     xp = backend.xp
     need_log_probs(backend, log_probs, blank)
     if xp.finfo(log_probs.dtype).bits < 32:
         log_probs = xp.astype(log_probs, xp.float32)  # gradients of a symbol are sums over its states
-    return log_probs, ctc_graph(targets, like=log_probs, target_lengths=target_lengths, blank=blank)
+    graph = ctc_graph(targets, like=log_probs, target_lengths=target_lengths, blank=blank)
+    shapes = {"log_probs": tuple(log_probs.shape[:-2]), "targets": tuple(graph.labels.shape[:-1])}
+    if lengths is not None:
+        lengths = lengths_of(backend, lengths, log_probs.shape[-2], log_probs)
+        shapes["lengths"] = tuple(lengths.shape)
+    broadcast_batch(shapes)
+    return log_probs, graph, lengths
 
 
 def _targets(backend: Backend, targets: Any, target_lengths: Any, like: Array, blank: int) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._check import broadcast_batch
+from .._check import broadcast_batch, need_number
 from ..backend import Array, Backend, backend_of
 from ..chain import Chain, lengths_of
 from ..decode import log_joint, viterbi
@@ -128,6 +128,7 @@ def forced_align(
     if beam is not None:
         if method != "viterbi" or posteriors:
             raise ValueError("beam: expected none where posteriors are wanted, a beam follows the best alignment alone")
+        need_number("beam", beam)
         if not beam >= 0:
             raise ValueError(f"beam: expected at least 0 nats, got {beam}")
         return _align_in_pieces(log_emission, targets, lengths, target_lengths, topology, beam, kernel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any, NamedTuple
 
-from .._check import broadcast_batch, need_count, need_floating, need_integers, need_shape
+from .._check import broadcast_batch, need_count, need_floating, need_integers, need_number, need_shape
 from ..backend import Array, Backend, backend_named, backend_of
 from ..chain import lengths_of
 from ..decode import viterbi
@@ -162,6 +162,7 @@ def beta_binomial_prior(
                 [0.2500, 0.5000, 0.7500]])
     """
     num_tokens, num_frames = need_count("num_tokens", num_tokens, 1), need_count("num_frames", num_frames, 1)
+    need_number("scale", scale)
     if not 0 < scale < inf:
         raise ValueError(f"scale: expected a positive number, got {scale}")
     if like is None:

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._check import broadcast_batch, need_count, need_integers, need_shape
+from .._check import broadcast_batch, need_count, need_integers, need_number, need_shape
 from ..backend import Array, backend_of
 from ..chain import lengths_of
 from .ctc import need_log_probs
 
 LanguageModel = Callable[[Any, list[Any]], tuple[Any, Sequence[Any]]]
 """(symbols (P,), states) to (log_p (P, V), states): see `ctc_prefix_search`."""
+
+_SLACK = 1e-3
+"""Nats above 0 that a language model's rounding may give."""
 
 
 class PrefixSearch(NamedTuple):
@@ -137,8 +140,9 @@ def ctc_prefix_search(
         -1 and -inf where fewer are possible; NaN scores where a sequence holds NaN.
 
     Raises:
-        TypeError: not arrays of one library, not floating-point, or traced. ValueError: shapes, lengths, the blank,
-        more results than the beam is wide, or what the language model gives.
+        TypeError: not arrays of one library, not floating-point, or traced; a language model that cannot be called.
+        ValueError: shapes, lengths, the blank, more results than the beam is wide, or what the language model gives,
+        such as log-probabilities above 0.
 
     Cost: O(B T beam_width V) in NumPy, all sequences of a batch together; memory grows by what enters the beam.
 
@@ -162,8 +166,11 @@ def ctc_prefix_search(
     if num_results > beam_width:
         raise ValueError(f"num_results: expected at most beam_width = {beam_width}, got {num_results}")
     for name, value in (("language_weight", language_weight), ("length_bonus", length_bonus)):
+        need_number(name, value)
         if not isfinite(value):
             raise ValueError(f"{name}: expected a finite number, got {value}")
+    if language_model is not None and not callable(language_model):
+        raise TypeError(f"language_model: expected a callable or None, got {type(language_model).__name__}")
     num_steps, num_symbols = log_probs.shape[-2:]
     batch = tuple(log_probs.shape[:-2])
     if lengths is not None:
@@ -335,6 +342,8 @@ class _Search:
             )
         if np.isnan(rows).any():
             raise ValueError("language_model: expected log-probabilities, got NaN")
+        if (most := rows.max(initial=-inf)) > _SLACK:
+            raise ValueError(f"language_model: expected log-probabilities, at most 0, got {most:.6g}")
         self.told |= {int(node): (row, state) for node, row, state in zip(nodes, rows, after, strict=True)}
 
 

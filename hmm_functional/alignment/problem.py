@@ -83,13 +83,25 @@ class Problem:
             explain(one_graph(self.graph, chain.batch_shape, tuple(place)), -inf, int(there[i]), place)
 
 
+class TooFewFrames(ValueError):
+    """A transcript that needs more frames than there are."""
+
+    place: list[int]
+    """Of the sequence in its batch."""
+    wanted: str
+    num_frames: int
+
+
 def explain(graph: AlignmentGraph, score: Any, num_frames: int, place: list[int]) -> None:
-    """Raise ValueError if an impossible alignment has too few frames."""
+    """Raise TooFewFrames if an impossible alignment has."""
     if float(score) != -inf or (needed := float(fewest_frames(graph))) <= num_frames:
         return
     where = f" of sequence {place[0] if len(place) == 1 else place}" if place else ""
-    what = f"at least {int(needed)} frames" if needed < inf else "an alignment that ends"
-    raise ValueError(f"targets: the transcript{where} needs {what}, log_emission has {num_frames}")
+    wanted = f"at least {int(needed)} frames" if needed < inf else "an alignment that ends"
+    # set and not given, so that the error can be pickled
+    error = TooFewFrames(f"targets: the transcript{where} needs {wanted}, log_emission has {num_frames}")
+    error.place, error.wanted, error.num_frames = place, wanted, num_frames
+    raise error
 
 
 def fewest_frames(graph: AlignmentGraph) -> Any:

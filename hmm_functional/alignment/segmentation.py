@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._check import need_count, need_range
+from .._check import need_count, need_number, need_range
 from ..backend import Array, Backend, backend_of, find_backend
 from .beam import beam_path
 from .ctc import ctc_graph, frames_needed, need_log_probs, need_no_blank
@@ -92,8 +92,10 @@ def ctc_segment(
         raise ValueError(f"log_probs: expected (T, V), got {tuple(log_probs.shape)}")
     if backend.is_traced(log_probs):
         raise TypeError("log_probs: expected values that can be read, got a traced array; the search depends on them")
-    if skip_score is not None and (isnan(skip_score) or skip_score == inf):
-        raise ValueError(f"skip_score: expected a number of nats, or -inf, got {skip_score}")
+    if skip_score is not None:
+        need_number("skip_score", skip_score)
+        if isnan(skip_score) or skip_score == inf:
+            raise ValueError(f"skip_score: expected a number of nats, or -inf, got {skip_score}")
     parts = [
         _tokens(backend, f"utterances[{i}]", part, log_probs.shape[-1], blank) for i, part in enumerate(utterances)
     ]

@@ -54,7 +54,10 @@ class Topology:
         if self.silence_at not in _PLACES:
             raise ValueError(f"silence_at: expected one of {', '.join(map(repr, _PLACES))}, got {self.silence_at!r}")
         if self.self_loop is not None:
-            found = np.asarray(self.self_loop, np.float64)
+            try:
+                found = np.asarray(self.self_loop, np.float64)
+            except (TypeError, ValueError):
+                raise TypeError(f"self_loop: expected a number, or one a column, got {self.self_loop!r}") from None
             if found.ndim > 1 or not bool(np.all((found >= 0) & (found <= 1))):
                 raise ValueError(f"self_loop: expected probabilities in [0, 1], got {self.self_loop}")
             object.__setattr__(self, "self_loop", tuple(found.tolist()) if found.ndim else float(found))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import hmm_functional as hf
 
-from .symbols import Symbols, need_frame_shift, seconds
+from .symbols import Symbols, length_of_one, need_frame_shift, need_list, seconds
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -41,7 +41,8 @@ class CTCAligner(nn.Module):
         frame_shift: seconds from one frame of scores to the next; default unknown.
 
     All methods take log_probs (T, V) or (B, T, V), log p(symbol of frame t), as `log_softmax` gives; with the former
-    they give the result of one sequence. Targets are (B, N) integers, or lists of symbols, numbers or names.
+    they give the result of one sequence, and take one number as lengths. Targets are (B, N) integers, or lists of
+    symbols, numbers or names.
 
     Example:
         >>> import torch
@@ -68,7 +69,7 @@ class CTCAligner(nn.Module):
 
     def forward(self, log_probs: Tensor, targets: Any, lengths: Any = None, target_lengths: Any = None) -> Tensor:
         """log p(targets given x), (B,); see `hmm_functional.ctc_log_likelihood`."""
-        self._check(log_probs)
+        lengths = self._checked(log_probs, lengths)
         found: Tensor = hf.ctc_log_likelihood(
             log_probs, self._encoded(targets), lengths=lengths, target_lengths=target_lengths, blank=self.blank
         )
@@ -116,11 +117,20 @@ class CTCAligner(nn.Module):
         Returns:
             A list of spans of the tokens, for each sequence of a batch; empty where no path is possible.
         """
-        self._check(log_probs)
-        targets = self._encoded(targets)
+        lengths = self._checked(log_probs, lengths)
+        if target_lengths is not None and log_probs.ndim == 2:
+            target_lengths = length_of_one(target_lengths, "target_lengths")
         found = hf.ctc_align(
-            log_probs, targets, lengths=lengths, target_lengths=target_lengths, blank=self.blank, posteriors=True
+            log_probs,
+            self._encoded(targets),
+            lengths=lengths,
+            target_lengths=target_lengths,
+            blank=self.blank,
+            posteriors=True,
         )
+        if found.labels.ndim >= log_probs.ndim:
+            got = f"a batch of {tuple(found.labels.shape[:-1])}"
+            raise ValueError(f"targets: expected one transcript, for log_probs (T, V) of one sequence, got {got}")
         arrays: list[Any] = [found.labels, found.start, found.end, found.confidence]
         rows = ((x.unsqueeze(0) if log_probs.ndim == 2 else x).tolist() for x in arrays)
         spans = []
@@ -148,10 +158,8 @@ class CTCAligner(nn.Module):
         Returns:
             A list of symbols, or of R lists of them, for each sequence of a batch.
         """
-        self._check(log_probs)
+        lengths = self._checked(log_probs, lengths)
         batched = log_probs.unsqueeze(0) if log_probs.ndim == 2 else log_probs
-        if lengths is not None and log_probs.ndim == 2:
-            lengths = torch.as_tensor(lengths).reshape(1)
         if method == "greedy":
             if options:
                 raise TypeError(f"decode: expected no options of method 'greedy', got {', '.join(options)}")
@@ -176,23 +184,28 @@ class CTCAligner(nn.Module):
             utterances: lists of symbols.
             options: of `ctc_segment`: skip_score, skip_between, window.
         """
-        self._check(log_probs)
-        found = hf.ctc_segment(log_probs, [self._encoded(x) for x in utterances], blank=self.blank, **options)
+        self._checked(log_probs, None)
+        encoded = [self._encoded(x, f"utterances[{i}]") for i, x in enumerate(utterances)]
+        found = hf.ctc_segment(log_probs, encoded, blank=self.blank, **options)
         rows = zip(*(x.tolist() for x in (found.start, found.end, found.confidence)), strict=True)
         return [self._span(i, *row) for i, row in enumerate(rows)]
 
-    def _check(self, log_probs: Any) -> None:
+    def _checked(self, log_probs: Any, lengths: Any) -> Any:
+        """`lengths`, without axes where log_probs have no batch axis."""
         if not isinstance(log_probs, Tensor):
             raise TypeError(f"log_probs: expected a torch.Tensor, got {type(log_probs).__name__}")
         if log_probs.ndim not in (2, 3):
             raise ValueError(f"log_probs: expected (T, V) or (B, T, V), got {tuple(log_probs.shape)}")
         if self.symbols is not None and log_probs.shape[-1] != len(self.symbols):
             raise ValueError(f"log_probs: expected {len(self.symbols)} symbols, got {tuple(log_probs.shape)}")
+        return lengths if lengths is None or log_probs.ndim == 3 else length_of_one(lengths)
 
-    def _encoded(self, targets: Any) -> Any:
+    def _encoded(self, targets: Any, name: str = "targets") -> Any:
+        need_list(name, targets, "symbols")
         if isinstance(targets, list | tuple):
             return [
-                self._encoded(x) if isinstance(x, list | tuple) else self._symbols.number("targets", x) for x in targets
+                self._encoded(x, name) if isinstance(x, list | tuple) else self._symbols.number(name, x)
+                for x in targets
             ]
         return targets
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import hmm_functional as hf
 from hmm_functional.alignment import Alternatives, Skippable, Topology, Wildcard
+from hmm_functional.alignment.problem import TooFewFrames
 
-from .symbols import Symbols, need_frame_shift, seconds
+from .symbols import Symbols, length_of_one, need_frame_shift, need_list, seconds
 
 
 class AlignedSegment(NamedTuple):
@@ -57,8 +58,8 @@ class ForcedAligner(nn.Module):
 
     Args:
         symbols: names of the symbols; default none, symbols are numbers.
-        lexicon: pronunciations by word: lists of symbols, or lists of such lists where there are several. With it,
-            names at the top of a transcript are words.
+        lexicon: pronunciations by word: lists of symbols, or lists of such lists where there are several; a text is
+            split on spaces, so that "S UW P" are three symbols. With it, names at the top of a transcript are words.
         emission: what makes scores (..., T, V) of features: an HMM module or an emission of `pytorch_hmm`, or any
             module; default none, scores are given.
         topology: states of symbols, and silences.
@@ -70,6 +71,10 @@ class ForcedAligner(nn.Module):
 
     A transcript is a list of tokens, or of words, which are lists of tokens, `Alternatives`, `Skippable` or `Wildcard`;
     tokens are symbols, numbers or names.
+
+    Raises:
+        TypeError, ValueError: settings that make no sense, such as a pronunciation of what are no symbols, whose word
+        the message names.
 
     Example:
         >>> import torch
@@ -109,6 +114,8 @@ class ForcedAligner(nn.Module):
         if method not in ("viterbi", "posterior"):
             raise ValueError(f"method: expected 'viterbi' or 'posterior', got {method!r}")
         self.method = method
+        for word, said in (self.lexicon or {}).items():
+            self._need_symbols(self._pronunciation(said, f"lexicon[{word!r}]"), f"lexicon[{word!r}]")
 
     def extra_repr(self) -> str:
         return (
@@ -125,7 +132,7 @@ class ForcedAligner(nn.Module):
             graph.log_initial,
             graph.log_transition,
             hf.state_scores(graph, scores),
-            lengths=lengths,
+            lengths=_of(scores, lengths),
             log_final=graph.log_final,
         )
         return found
@@ -139,17 +146,22 @@ class ForcedAligner(nn.Module):
         Args:
             x: (T, ...) features or (T, V) scores of one utterance, or (B, T, ...) of several.
             transcripts: the transcript, or B of them.
-            lengths: (B,) valid frames.
+            lengths: (B,) valid frames; one number for one utterance.
 
         Returns:
             `AlignedTranscript`, or a list of B. What no alignment is possible for has no segments and a log_joint of
-            -inf.
+            -inf; a sequence holding NaN has no segments and a log_joint of NaN.
 
         Raises:
-            ValueError: a name that is no symbol or no word; a transcript that needs more frames than there are.
+            TypeError: a text as transcript, where a list is wanted. ValueError: a name that is no symbol or no word; a
+            transcript that needs more frames than there are.
         """
         scores, graph, readings = self._compiled(x, transcripts)
-        found = hf.forced_align(scores, graph, lengths=lengths, method=self.method)
+        try:
+            found = hf.forced_align(scores, graph, lengths=_of(scores, lengths), method=self.method)
+        except TooFewFrames as error:
+            place = "".join(f"[{i}]" for i in error.place)
+            raise ValueError(f"transcripts{place}: needs {error.wanted}, x{place} has {error.num_frames}") from None
         fields = [field.cpu() for field in found]
         if scores.ndim == 2:
             return self._read(fields, readings[0])
@@ -157,14 +169,15 @@ class ForcedAligner(nn.Module):
         return [self._read(list(row), reading) for row, reading in zip(rows, readings, strict=True)]
 
     def _compiled(self, x: Tensor, transcripts: Sequence[Any]) -> tuple[Tensor, hf.AlignmentGraph, list[_Reading]]:
+        need_list("transcripts", transcripts, "words" if self.lexicon else "symbols")
         scores = self._scores(x)
         if scores.ndim not in (2, 3):
             raise ValueError(f"x: expected one utterance or a batch of them, got scores of shape {tuple(scores.shape)}")
         if scores.ndim == 3 and len(transcripts) != len(scores):
             raise ValueError(f"transcripts: expected {len(scores)}, one an utterance, got {len(transcripts)}")
         readings, graphs = [], []
-        for transcript in [transcripts] if scores.ndim == 2 else transcripts:
-            encoded = self._encoded(transcript)
+        for i, transcript in enumerate([transcripts] if scores.ndim == 2 else transcripts):
+            encoded = self._encoded(transcript, "transcript" if scores.ndim == 2 else f"transcripts[{i}]")
             graph = hf.transcript_graph(encoded, like=scores, topology=self.topology)
             graph, elements = _with_silences(graph)
             readings.append(_Reading(transcript, encoded, *hf.transcript_tokens(encoded), elements))
@@ -179,22 +192,36 @@ class ForcedAligner(nn.Module):
                 return getattr(self.emission, name)(x)  # type: ignore[no-any-return]
         return self.emission(x)  # type: ignore[no-any-return]
 
-    def _encoded(self, transcript: Any) -> list[Any]:
+    def _encoded(self, transcript: Any, name: str) -> list[Any]:
         """A transcript with numbers for names, and pronunciations for words."""
-        return [self._item(item, f"transcript[{i}]", is_top=True) for i, item in enumerate(transcript)]
+        need_list(name, transcript, "words" if self.lexicon else "symbols")
+        return [self._item(item, f"{name}[{i}]", is_top=True) for i, item in enumerate(transcript)]
+
+    def _pronunciation(self, said: Any, place: str) -> Any:
+        try:
+            said = said.split() if isinstance(said, str) else list(said)
+        except TypeError:
+            raise TypeError(f"{place}: expected a list of symbols, got {type(said).__name__}") from None
+        if not said:
+            raise ValueError(f"{place}: the lexicon has no pronunciation of it")
+        if any(isinstance(way, list | tuple) for way in said):
+            return Alternatives([self._item(way, place) for way in said])
+        return self._item(said, place)
+
+    def _need_symbols(self, item: Any, place: str) -> None:
+        """ValueError for a number that has no name."""
+        if isinstance(item, Alternatives | list):
+            for part in item if isinstance(item, list) else item.pronunciations:
+                self._need_symbols(part, place)
+        elif isinstance(item, int) and self.symbols is not None and not 0 <= item < len(self.symbols):
+            raise ValueError(f"{place}: expected a symbol in 0..{len(self.symbols) - 1}, got {item}")
 
     def _item(self, item: Any, place: str, *, is_top: bool = False) -> Any:
         if isinstance(item, str):
             if is_top and self.lexicon is not None:
                 if item not in self.lexicon:
                     raise ValueError(f"{place}: unknown word {item!r}, the lexicon has {len(self.lexicon)} others")
-                said = self.lexicon[item]
-                said = said.split() if isinstance(said, str) else list(said)
-                if not said:
-                    raise ValueError(f"{place} ({item}): the lexicon has no pronunciation of it")
-                if any(isinstance(way, list | tuple) for way in said):
-                    return Alternatives([self._item(way, f"{place} ({item})") for way in said])
-                return self._item(said, f"{place} ({item})")
+                return self._pronunciation(self.lexicon[item], f"{place} ({item})")
             return self._symbols.number(place, item)
         if isinstance(item, Wildcard):
             return item
@@ -274,6 +301,10 @@ class _Reading(NamedTuple):
         item = self.transcript[word] if any(not isinstance(item, int) for item in self.encoded) else None
         item = item.item if isinstance(item, Skippable) else item
         return item if isinstance(item, str) else word
+
+
+def _of(scores: Tensor, lengths: Any) -> Any:
+    return lengths if lengths is None or scores.ndim == 3 else length_of_one(lengths)
 
 
 def _with_silences(graph: hf.AlignmentGraph) -> tuple[hf.AlignmentGraph, list[int]]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any
 
+import numpy as np
+
 
 class Symbols:
     """Names for numbers, and back; without names, numbers stand for themselves.
@@ -56,6 +58,26 @@ def need_frame_shift(frame_shift: float | None) -> float | None:
     if frame_shift is not None and not 0 < frame_shift < float("inf"):
         raise ValueError(f"frame_shift: expected a positive number of seconds, got {frame_shift}")
     return frame_shift
+
+
+def need_list(name: str, transcript: Any, of: str) -> None:
+    """TypeError for a text where a list is wanted, whose letters would be taken for its items."""
+    if isinstance(transcript, str):
+        raise TypeError(f"{name}: expected a list of {of}, got the text {transcript[:40]!r}; pass its .split()")
+
+
+def length_of_one(lengths: Any, name: str = "lengths") -> Any:
+    """`lengths` of one sequence without batch axes, given as a number or as one number in a list or an array.
+
+    Raises:
+        ValueError: several.
+    """
+    shape = tuple(np.shape(lengths))
+    if shape.count(1) != len(shape):
+        raise ValueError(f"{name}: expected one number, for one sequence, got shape {shape}")
+    if isinstance(lengths, list | tuple):
+        return length_of_one(lengths[0], name)
+    return lengths.reshape(()) if shape else lengths
 
 
 def seconds(frame: int, frame_shift: float | None, offset: float = 0.0) -> float | None:

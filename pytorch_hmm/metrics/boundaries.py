@@ -124,10 +124,11 @@ def _scores(t: BoundaryTotals) -> BoundaryScores:
 
 
 def boundary_scores(reference: Any, predicted: Any, *, tolerance: float = 0.02) -> BoundaryScores:
-    """Precision, recall, F1 and R-value of boundaries matched one to one within a tolerance.
+    """Precision, recall, F1, R-value and over-segmentation of boundaries matched one to one within a tolerance.
 
     Args:
-        reference, predicted: (R,) and (P,) times, or lists of such, a sequence each.
+        reference, predicted: (R,) and (P,) times, or lists of such, a sequence each; of label files,
+            `pytorch_hmm.speech.labels.boundaries` of their segments.
         tolerance: as `match_boundaries`; the default is 20 ms of seconds.
 
     Returns:

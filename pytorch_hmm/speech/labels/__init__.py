@@ -2,7 +2,7 @@
 
 from .ctm import read_ctm, write_ctm
 from .htk import FullContext, centre_phone, parse_full_context, read_htk, read_mlf, write_htk, write_mlf
-from .segment import LabelError, Segment
+from .segment import LabelError, Segment, boundaries
 from .textgrid import TextGrid, read_textgrid, write_textgrid
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LabelError",
     "Segment",
     "TextGrid",
+    "boundaries",
     "centre_phone",
     "parse_full_context",
     "read_ctm",

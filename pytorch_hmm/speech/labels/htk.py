@@ -19,6 +19,8 @@ from .segment import NUMBER, UNITS, LabelError, Segment, need_in_order, number, 
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|' + r"'((?:[^'\\]|\\.)*)'|(\S+)", re.ASCII | re.DOTALL)
 _INTEGER = re.compile(r"\d+", re.ASCII)
 _FULL = re.compile(r"([^^]*)\^([^-]*)-([^+]*)\+([^=]*)=([^@/]*)(.*)", re.DOTALL)
+# its lines are names without times, too; the short form has none but the header
+_TEXTGRID = re.compile(r'\A\s*(File type = )?"ooTextFile|^[ \t]*xmin = ', re.MULTILINE)
 _TRIPHONE = re.compile(r"[^-+]+-([^-+]+)\+[^-+]+")
 
 
@@ -78,10 +80,13 @@ def read_htk(path: str | os.PathLike[str], level: int = 1) -> list[Segment]:
         left out.
 
     Raises:
-        OSError: the file cannot be read. LabelError: a line that is no label, or times that overlap or run backwards.
+        OSError: the file cannot be read. LabelError: a line that is no label, times that overlap or run backwards, or
+            a TextGrid.
     """
-    lines = list(enumerate(read_text(path).split("\n"), 1))
-    return _segments(path, lines, level)
+    text = read_text(path)
+    if _TEXTGRID.search(text):
+        raise LabelError(f"{path}: expected HTK labels, got a TextGrid, which read_textgrid reads")
+    return _segments(path, list(enumerate(text.split("\n"), 1)), level)
 
 
 def write_htk(

@@ -6,7 +6,7 @@ import codecs
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,25 @@ class Segment(NamedTuple):
     """Seconds; of a point the same as `start`."""
     confidence: float = math.nan
     """A probability; of HTK files the score, whatever it means there."""
+
+
+def boundaries(segments: Sequence[Segment]) -> list[float]:
+    """The inner boundaries of segments in order, as `boundary_scores` compares them: each one's start but the first's.
+
+    Returns:
+        Seconds; none of one segment or of none. Where a gap follows a segment, its end is not among them.
+
+    Raises:
+        LabelError: segments without times, or out of order.
+
+    Example:
+        >>> boundaries([Segment("a", 0.0, 0.3), Segment("b", 0.3, 0.5), Segment("c", 0.5, 0.9)])
+        [0.3, 0.5]
+    """
+    need_in_order(segments, lambda n: f"segments[{n}]")
+    if segments and math.isnan(segments[0].start):
+        raise LabelError(f"segments[0]: expected times, {segments[0].label!r} has none")
+    return [segment.start for segment in segments[1:]]
 
 
 def units(seconds: float) -> int:
