@@ -65,6 +65,7 @@ def test_values_are_those_of_the_normal_equations(name, data, edges, is_ragged):
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+@settings(max_examples=40)  # JAX compiles most of them
 @given(data=st.data(), edges=EDGES)
 def test_shared_variances_are_broadcast(name, data, edges):
     library = LIBRARIES[name]
