@@ -390,6 +390,23 @@ def test_a_beam_says_what_it_pruned_and_is_never_silently_worse():
     assert was_pruned > was_wrong
 
 
+def test_what_a_beam_pruned_is_bounded_beside_wildcards_of_both_kinds():
+    """Frames whose best column is no token's: a relative wildcard gains it, whatever stands beside it."""
+    rng = np.random.default_rng(0)
+    was_wrong = 0
+    for _ in range(6):
+        scores = torch.tensor(rng.normal(0.0, 3.0, size=(400, 3)))
+        scores[130:, 2] += 20.0 * rng.uniform()
+        transcript = [[1], ANY(), ANY(score=rng.normal(), is_relative=False), [1]]
+        graph = hf.transcript_graph(transcript, like=scores)
+        exact = hf.forced_align(scores, graph, posteriors=False).log_joint
+        for beam in (0.0, 5.0):
+            found = hf.forced_align(scores, graph, beam=beam)
+            assert max(found.log_joint, found.log_bound) >= exact - 1e-9
+            was_wrong += bool(found.log_joint < exact - 1e-9)
+    assert was_wrong  # there was something to bound
+
+
 def test_beam_keeps_gradients_and_errors():
     scores = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 5))).requires_grad_()
     found, whole = hf.forced_align(scores, [1, 2, 3], beam=np.inf), hf.forced_align(scores, [1, 2, 3])

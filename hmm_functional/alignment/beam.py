@@ -19,7 +19,7 @@ from ..decode import log_joint, viterbi
 from ..semiring import MAX
 from ..transition import Banded, Sparse
 from .compiler import graph_edges_of
-from .graph import AlignmentGraph, log_of, state_scores
+from .graph import ANY, FREE, AlignmentGraph, log_of, state_scores
 
 PIECE = 128
 """Frames from one pruning to the next."""
@@ -131,8 +131,8 @@ def _rest(backend: Backend, graph: AlignmentGraph, log_emission: Array, best_wei
     """What no path gains more than from step t on, (T + 1,), but for the weight of its end."""
     columns = np.unique(backend.to_numpy(graph.labels))
     scores = backend.to_numpy(log_emission).astype(np.float64)
-    top = scores.max(-1) if columns[0] == -1 else scores[:, columns[columns >= 0]].max(-1, initial=-inf)
-    top = np.maximum(top, 0.0) if (columns == -2).any() else top
+    top = scores.max(-1) if ANY in columns else scores[:, columns[columns >= 0]].max(-1, initial=-inf)
+    top = np.maximum(top, 0.0) if FREE in columns else top
     return np.append(np.cumsum((top + best_weight)[::-1])[::-1], 0.0)
 
 
