@@ -15,7 +15,7 @@ import numpy as np
 from ..backend import Array, backend_of
 from ..edges import MOST_BANDS
 from ..transition import Banded, Sparse
-from .graph import ANY, FREE, AlignmentGraph, weigh_graph
+from .graph import ANY, FREE, AlignmentGraph
 from .topology import Topology, need_topology
 from .transcript import Alternatives, Skippable, Transcript, Wildcard, is_token, transcript_tokens, words_of
 
@@ -208,12 +208,8 @@ def _drawn_out(
     weights = np.concatenate([np.zeros(num_states + len(inner)), between[:, 2]])
     tokens = np.repeat([p.token for p in positions], lengths)
     # what a wildcard adds to a frame's score is a weight of coming there
-    graph = _graph(initial + bonus, (sources, targets, weights + bonus[targets]), final, labels, tokens, like)
-    stay = topology.stay(int(like.shape[-1]))
-    if stay is None:
-        return graph
-    backend = backend_of(like=like)
-    return weigh_graph(graph, backend.xp.astype(backend.asarray(np.asarray(stay), like=like), like.dtype))
+    edges = (sources, targets, weights + bonus[targets])
+    return topology.weigh(_graph(initial + bonus, edges, final, labels, tokens, like), like)
 
 
 def stack_graphs(graphs: Sequence[AlignmentGraph]) -> AlignmentGraph:

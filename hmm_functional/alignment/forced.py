@@ -12,8 +12,7 @@ from ..backend import Array, Backend, backend_of
 from ..chain import Chain, lengths_of
 from ..decode import log_joint, viterbi
 from ..likelihood import backward_pass, forward_pass
-from ..numerics import logsumexp
-from ..transition import with_weights
+from ..transition import arrays_of, with_weights
 from .beam import beam_path
 from .graph import AlignmentGraph
 from .posteriors import Piece, masses, state_posteriors
@@ -277,24 +276,19 @@ def _whole(chain: Chain, kernel: str) -> Piece:
     return Piece(0, messages, backward_pass(chain, kernel), chain.emission)
 
 
-def _total(backend: Backend, piece: Piece) -> Array:
-    """The logsumexp (B, t, 1) of messages + behind, 0 where all are -inf."""
-    total = logsumexp(backend, piece.messages + piece.behind, keepdims=True)
-    return backend.xp.where(total == -inf, 0.0, total)
-
-
 def _most_expected(made: Problem, piece: Piece, lengths: Any, kernel: str) -> tuple[Array, Array]:
     """The possible path with the largest sum of posteriors, and its log p(x, z)."""
     backend, xp, graph = made.backend, made.backend.xp, made.graph
-    log_posteriors = backend.stop_gradient(piece.messages + piece.behind - _total(backend, piece))
     # an alignment of possible states and transitions is possible, however small its posteriors
-    gain = xp.where(log_posteriors == -inf, -inf, xp.exp(log_posteriors))
-    open_ = [xp.where(x == -inf, -inf, xp.zeros_like(x)) for x in (graph.log_initial, graph.log_final)]
-    (name,) = ("log_bands",) if hasattr(graph.log_transition, "log_bands") else ("log_weights",)
-    weights = getattr(graph.log_transition, name)
-    transition = with_weights(graph.log_transition, xp.where(weights == -inf, -inf, xp.zeros_like(weights)))
+    is_impossible = piece.messages + piece.behind == -inf
+    gain = xp.where(is_impossible, -inf, backend.stop_gradient(state_posteriors(backend, piece)))
+    (weights,) = arrays_of(graph.log_transition).values()
+    initial, weights, final = (
+        xp.where(x == -inf, -inf, xp.zeros_like(x)) for x in (graph.log_initial, weights, graph.log_final)
+    )
+    transition = with_weights(graph.log_transition, weights)
     states, _ = viterbi(
-        open_[0], transition, made.chain.unflatten(gain), lengths=lengths, log_final=open_[1], kernel=kernel
+        initial, transition, made.chain.unflatten(gain), lengths=lengths, log_final=final, kernel=kernel
     )
     scores = log_joint(
         graph.log_initial,

@@ -11,7 +11,7 @@ import numpy as np
 from .._check import need_floating, need_shape
 from ..backend import Array, Backend, backend_of
 from ..chain import Chain, chain_of
-from ..transition import Banded, with_weights
+from ..transition import Banded, arrays_of, with_weights
 from .compiler import graph_edges_of
 from .graph import AlignmentGraph, state_scores
 from .posteriors import Tokens, tokens_of
@@ -24,7 +24,7 @@ def one_graph(graph: AlignmentGraph, batch: Any, place: Any) -> AlignmentGraph:
         return graph
     backend = backend_of(log_initial=graph.log_initial)
     transition: Any = graph.log_transition
-    weights = transition.log_bands if isinstance(transition, Banded) else transition.log_weights
+    (weights,) = arrays_of(transition).values()
     rank = 2 if isinstance(transition, Banded) else 1
 
     def pick(x: Array, own: int) -> Array:

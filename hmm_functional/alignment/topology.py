@@ -86,15 +86,16 @@ class Topology:
             return counts, tuple(range(len(counts)))
         return counts, (0, *accumulate(counts[:-1]))
 
-    def stay(self, num_columns: int) -> list[float] | None:
-        """V probabilities of staying, or None."""
+    def weigh(self, graph: AlignmentGraph, like: Array) -> AlignmentGraph:
+        """The graph with weights of staying and leaving, for emissions `like` (..., T, V)."""
         if self.self_loop is None:
-            return None
-        if isinstance(self.self_loop, float):
-            return [self.self_loop] * num_columns
-        if len(self.self_loop) != num_columns:
+            return graph
+        num_columns = int(like.shape[-1])
+        if not isinstance(self.self_loop, float) and len(self.self_loop) != num_columns:
             raise ValueError(f"self_loop: expected one number or {num_columns}, got {len(self.self_loop)}")
-        return list(self.self_loop)
+        backend = backend_of(like=like)
+        stay = backend.asarray(np.broadcast_to(self.self_loop, (num_columns,)).copy(), like=like)
+        return weigh_graph(graph, backend.xp.astype(stay, like.dtype))
 
 
 def token_graph(
@@ -162,12 +163,7 @@ def token_graph(
         labels,
         of_token,
     )
-    stay = topology.stay(like.shape[-1])
-    return (
-        graph
-        if stay is None
-        else weigh_graph(graph, xp.astype(backend.asarray(np.asarray(stay), like=like), like.dtype))
-    )
+    return topology.weigh(graph, like)
 
 
 def need_topology(topology: Any) -> Topology:
