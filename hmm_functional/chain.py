@@ -166,19 +166,27 @@ def lengths_of(
             need_count(name, value, least)
             need_range(name, value, least, num_steps)
         return backend.xp.astype(backend.asarray(lengths, like=like), backend.index_dtype())
+    found = integers_of(backend, name, lengths, like)
     source = find_backend(lengths)
     if source is None or source.name == "numpy":
-        host = np.asarray(lengths)
-        if host.dtype.kind not in "iu":
-            raise TypeError(f"{name}: expected integers, got {host.dtype}")
-        need_range(name, host, least, num_steps)
-        return backend.xp.astype(backend.asarray(host, like=like), backend.index_dtype())
-    if source is not backend:
-        raise TypeError(f"{name}: expected a list, a NumPy array or an array of {backend.name}, got {source.name}")
-    need_integers(name, backend.xp, lengths)
-    if not backend.is_traced(lengths) and backend.is_host(lengths):
+        need_range(name, np.asarray(lengths), least, num_steps)
+    elif not backend.is_traced(lengths) and backend.is_host(lengths):
         need_range(name, backend.to_numpy(lengths), least, num_steps)
-    return backend.xp.astype(backend.asarray(lengths, like=like), backend.index_dtype())
+    return found
+
+
+def integers_of(backend: Backend, name: str, value: Any, like: Array) -> Array:
+    """A list, a NumPy array, or an array of the library as integers on the device of `like`; TypeError for others."""
+    source = find_backend(value)
+    if source is None or source.name == "numpy":
+        value = np.asarray(value)
+        if value.dtype.kind not in "iu":
+            raise TypeError(f"{name}: expected integers, got {value.dtype}")
+    elif source is not backend:
+        raise TypeError(f"{name}: expected a list, a NumPy array or an array of {backend.name}, got {source.name}")
+    else:
+        need_integers(name, backend.xp, value)
+    return backend.xp.astype(backend.asarray(value, like=like), backend.index_dtype())
 
 
 def without_padding(backend: Backend, x: Array, lengths: Any) -> Array:

@@ -117,6 +117,13 @@ def solve_semidefinite(backend: Backend, matrix: Array, right: Array, size: Arra
     return (vectors @ found) * scale[..., None]
 
 
+def root(backend: Backend, x: Array) -> Array:
+    """The square root, with a derivative of 0 at 0; 0 for what rounding left below."""
+    xp = backend.xp
+    is_none = x <= 0
+    return xp.where(is_none, 0.0, xp.sqrt(xp.where(is_none, 1.0, x)))
+
+
 def wide(backend: Backend, x: Array) -> Array:
     """`x` in the dtype that sums over all frames are made in: float64 where there is one."""
     dtype = backend.wide_dtype(x)

@@ -12,6 +12,7 @@ from .arrays import filled
 from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, batch_size, declare
 from .kernels import lattice as compiled
+from .numerics import root
 from .structure import WORKSPACE
 
 METRICS = ("euclidean", "squared")
@@ -38,18 +39,12 @@ def _distances(backend: Backend, encoded: str, arrays: Sequence[Array]) -> tuple
         gaps = x[:, first : min(first + rows, x.shape[1]), None, :] - y[:, None, :, :]
         parts.append(xp.sum(gaps * gaps, axis=-1))
     found = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
-    return (found if metric == "squared" else _root(backend, found),)
-
-
-def _root(backend: Backend, x: Array) -> Array:
-    """The square root, whose derivative at 0 is 0."""
-    xp = backend.xp
-    return xp.where(x == 0, 0.0, xp.sqrt(xp.where(x == 0, 1.0, x)))
+    return (found if metric == "squared" else root(backend, found),)
 
 
 def norms(backend: Backend, x: Array) -> Array:
     """Euclidean norms of the last axis; the derivative at 0 is 0."""
-    return _root(backend, backend.xp.sum(x * x, axis=-1))
+    return root(backend, backend.xp.sum(x * x, axis=-1))
 
 
 def _slopes(backend: Backend, encoded: str, found: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backend import Array, Backend
+from ..numerics import root
 from .graph import running_sum
 from .posteriors import Piece, masses, own_posteriors, state_posteriors
 from .problem import Problem
@@ -96,10 +97,6 @@ def moments(backend: Backend, sums: Sums, token_index: Array, start: Array, end:
         mass = xp.where(mass > 0, mass, 1.0)
         mean = first / mass
         variance = second / mass - mean * mean
-        is_wide = variance > 0
-        found += [
-            xp.astype(about, dtype) + mean,
-            xp.where(is_wide, xp.sqrt(xp.where(is_wide, variance, 1.0)), 0.0),
-        ]
+        found += [xp.astype(about, dtype) + mean, root(backend, variance)]
     is_nan = xp.isnan(scores)[:, None]
     return [xp.where(is_nan, xp.nan, xp.where(is_there, x, 0.0)) for x in found]

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .._check import broadcast_batch, need_count, need_integers, need_range, need_shape
-from ..backend import Array, Backend, backend_of, find_backend
+from .._check import broadcast_batch, need_count, need_range, need_shape
+from ..backend import Array, Backend, backend_of
+from ..chain import integers_of
 from ..structure import gather
 from ..transition import Banded
 from .graph import AlignmentGraph, log_of, running_sum, weigh_graph
@@ -194,7 +195,7 @@ def targets_of(
         targets, found = _padded(targets)
         if target_lengths is None:
             target_lengths = found
-    targets = _integers(backend, "targets", targets, like)
+    targets = integers_of(backend, "targets", targets, like)
     need_shape("targets", targets.shape, (None,), "(..., N) integers")
     most = int(targets.shape[-1])
     if most < 1 and not may_be_empty:
@@ -202,7 +203,7 @@ def targets_of(
     if target_lengths is None:
         numbers = backend.full(tuple(targets.shape[:-1]), most, like=like, dtype=index)
     else:
-        numbers = _integers(backend, "target_lengths", target_lengths, like)
+        numbers = integers_of(backend, "target_lengths", target_lengths, like)
         batch = broadcast_batch({"targets": tuple(targets.shape[:-1]), "target_lengths": tuple(numbers.shape)})
         numbers = xp.broadcast_to(numbers, batch)
     is_token = backend.arange(most, like=like) < numbers[..., None]
@@ -211,19 +212,6 @@ def targets_of(
         need_range("target_lengths", backend.to_numpy(numbers), fewest, most)
         need_range("targets", backend.to_numpy(targets), 0, num_symbols - 1)
     return targets, numbers
-
-
-def _integers(backend: Backend, name: str, value: Any, like: Array) -> Array:
-    source = find_backend(value)
-    if source is None or source.name == "numpy":
-        value = np.asarray(value)
-        if value.dtype.kind not in "iu":
-            raise TypeError(f"{name}: expected integers, got {value.dtype}")
-    elif source is not backend:
-        raise TypeError(f"{name}: expected a list, a NumPy array or an array of {backend.name}, got {source.name}")
-    else:
-        need_integers(name, backend.xp, value)
-    return backend.xp.astype(backend.asarray(value, like=like), backend.index_dtype())
 
 
 def _padded(targets: Sequence[Any]) -> tuple[Any, Any]:

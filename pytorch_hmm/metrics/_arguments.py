@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,19 @@ def as_tensor(name: str, x: Any, *, is_integer: bool = False) -> Tensor:
         raise TypeError(f"{name}: expected {'integers' if is_integer else 'real numbers'}, got {x.dtype}")
     found: Tensor = x.to(torch.int64 if is_integer else torch.float64)
     return found
+
+
+def need_at_least_0(name: str, value: Any) -> float:
+    """A finite number of at least 0, as a float.
+
+    Raises:
+        TypeError: no number. ValueError: another one.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not 0 <= value < inf:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+    return float(value)
 
 
 def pair_of(

@@ -72,8 +72,3 @@ class Metric(ABC, Generic[T]):
 def share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, NaN where there is nothing."""
     return torch.where(whole > 0, part / whole.clamp_min(1e-300), torch.nan)
-
-
-def root(x: Tensor) -> Tensor:
-    """The square root, with a gradient of 0 at 0."""
-    return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())

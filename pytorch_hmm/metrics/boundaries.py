@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._arguments import need_at_least_0
 from .base import Metric, share
 
 SLACK = 1e-6
@@ -61,7 +62,7 @@ def match_boundaries(reference: Any, predicted: Any, tolerance: float) -> Any:
         [[0, 0]]
     """
     r, p = _times("reference", reference), _times("predicted", predicted)
-    reach = _tolerance(tolerance) + SLACK
+    reach = need_at_least_0("tolerance", tolerance) + SLACK
     order, other = np.argsort(r, kind="stable"), np.argsort(p, kind="stable")
     found, i, j = [], 0, 0
     while i < len(r) and j < len(p):
@@ -82,14 +83,6 @@ def _times(name: str, x: Any) -> Any:
     if not np.isfinite(found).all():
         raise ValueError(f"{name}: expected finite boundaries, got {found[~np.isfinite(found)][0]}")
     return found
-
-
-def _tolerance(tolerance: Any) -> float:
-    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool):
-        raise TypeError(f"tolerance: expected a number, got {type(tolerance).__name__}")
-    if not 0 <= tolerance < float("inf"):
-        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance}")
-    return float(tolerance)
 
 
 def boundary_totals(reference: Any, predicted: Any, tolerance: float) -> BoundaryTotals:
@@ -151,7 +144,7 @@ class BoundaryScore(Metric[BoundaryTotals]):
 
     def __init__(self, *, tolerance: float = 0.02) -> None:
         super().__init__(BoundaryTotals)
-        self.tolerance = _tolerance(tolerance)
+        self.tolerance = need_at_least_0("tolerance", tolerance)
 
     def update(self, reference: Any, predicted: Any) -> None:
         """Add a sequence, or a list of them."""
@@ -181,5 +174,5 @@ def alignment_accuracy(reference: Any, predicted: Any, *, tolerance: float = 0.0
     r, p = _times("reference", reference), _times("predicted", predicted)
     if len(r) != len(p):
         raise ValueError(f"predicted: expected {len(r)} boundaries as in reference, got {len(p)}")
-    hits = np.abs(r - p) <= _tolerance(tolerance) + SLACK
+    hits = np.abs(r - p) <= need_at_least_0("tolerance", tolerance) + SLACK
     return share(torch.tensor(float(hits.sum()), dtype=torch.float64), torch.tensor(float(len(r))))

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 import hmm_functional as hf
+from hmm_functional.backend import backend_of
+from hmm_functional.pairwise import norms
 
 from ._arguments import as_tensor, is_within, pair_of
-from .base import Metric, root, share
+from .base import Metric, share
 
 DECIBELS = 10 * sqrt(2) / log(10)
 """Decibels of a distance of 1 between cepstra: 6.1419."""
@@ -56,7 +58,7 @@ def cepstral_totals(
         return CepstralTotals(DECIBELS * distance, frames.to(torch.float64))
     is_seen = is_within(lengths, x[..., 0], x.shape[-2])
     gaps = torch.where(is_seen[..., None], x - y, 0.0)
-    return CepstralTotals(DECIBELS * root((gaps * gaps).sum(-1)).sum(-1), is_seen.sum(-1).to(torch.float64))
+    return CepstralTotals(DECIBELS * norms(backend_of(gaps=gaps), gaps).sum(-1), is_seen.sum(-1).to(torch.float64))
 
 
 def mel_cepstral_distortion(

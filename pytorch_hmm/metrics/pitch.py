@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import as_tensor, is_within, pair_of
-from .base import Metric, root, share
+from hmm_functional.backend import backend_of
+from hmm_functional.numerics import root
+
+from ._arguments import as_tensor, is_within, need_at_least_0, pair_of
+from .base import Metric, share
 
 CENTS = 1200 / log(2)
 """Cents of a difference of 1 in log F0."""
@@ -59,7 +62,7 @@ def pitch_totals(
     """Sums of each sequence; see `pitch_errors`."""
     x, y = pair_of(reference, predicted, "(..., T)", 1)
     is_seen = is_within(lengths, x, x.shape[-1])
-    reach = _threshold(threshold)
+    reach = need_at_least_0("threshold", threshold)
     voiced = []
     for name, one, given in (("reference", x, reference_voiced), ("predicted", y, predicted_voiced)):
         # trackers that tell voicing apart may have NaN in unvoiced frames
@@ -80,18 +83,11 @@ def pitch_totals(
     return PitchTotals(*(s.to(torch.float64).sum(-1) for s in sums))
 
 
-def _threshold(threshold: Any) -> float:
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool):
-        raise TypeError(f"threshold: expected a number, got {type(threshold).__name__}")
-    if not 0 <= threshold < float("inf"):
-        raise ValueError(f"threshold: expected a number of at least 0, got {threshold}")
-    return float(threshold)
-
-
 def _errors(t: PitchTotals) -> PitchErrors:
-    log_rmse = root(share(t.log_squares, t.both_voiced))
+    backend = backend_of(squares=t.squares)
+    log_rmse = root(backend, share(t.log_squares, t.both_voiced))
     return PitchErrors(
-        root(share(t.squares, t.both_voiced)),
+        root(backend, share(t.squares, t.both_voiced)),
         log_rmse,
         CENTS * log_rmse,
         share(t.gross, t.both_voiced),
@@ -141,7 +137,7 @@ class PitchError(Metric[PitchTotals]):
 
     def __init__(self, *, threshold: float = 0.2) -> None:
         super().__init__(PitchTotals)
-        self.threshold = _threshold(threshold)
+        self.threshold = need_at_least_0("threshold", threshold)
 
     def update(
         self,
