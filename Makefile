@@ -13,7 +13,7 @@ help:
 	@echo 'make demo    train and decode a small model'
 	@echo 'make test    lint, types, then every test'
 	@echo 'make lint    ruff: check and format --check'
-	@echo 'make types   mypy, strict, both packages'
+	@echo 'make types   mypy, strict, of the packages and the examples'
 	@echo 'make tests   tests, properties, doctests and the quickstart; PYTEST_ARGS= and WORKERS= are passed on'
 	@echo 'make bench   benchmarks against other libraries; BENCH_ARGS=--quick takes two minutes'
 	@echo 'make clean   remove caches and builds (not $(VENV))'

@@ -22,8 +22,10 @@ import torch
 
 import hmm_functional as hf
 from pytorch_hmm import HSMM, generate_trajectory
-from pytorch_hmm.demo import EXAMPLE, HOP, SAMPLE_RATE, WINDOW, DemoError, load, mel_levels
+from pytorch_hmm.demo import EXAMPLE, DemoError, load
+from pytorch_hmm.speech.features import FeatureSettings, extract
 
+FEATURES = FeatureSettings(kind="log_mel")
 WINDOWS = ((1,), (-0.5, 0, 0.5), (1, -2, 1))
 FRAMES_A_STATE = 4
 LONGEST = 20
@@ -53,7 +55,7 @@ def synthesize(samples: Any, rate: float = 1.0, num_iterations: int = 10) -> Spe
         rate: 2.0 is twice as fast.
         num_iterations: of EM.
     """
-    levels = mel_levels(samples)
+    levels = extract(samples, FEATURES).numpy()
     mean, deviation = levels.mean(0), np.maximum(levels.std(0), 1e-3)
     static = torch.as_tensor((levels - mean) / deviation, dtype=torch.float32)
     features = hf.apply_windows(static, WINDOWS)
@@ -72,11 +74,21 @@ def synthesize(samples: Any, rate: float = 1.0, num_iterations: int = 10) -> Spe
 
 
 def sound_of(levels: Any, num_iterations: int = 60) -> Any:
-    """Samples (N,) whose mel power's log is near `levels` (T, D)."""
+    """Samples (T hop,) whose features are near `levels` (T, D)."""
+    hop, size = FEATURES.hop_samples, FEATURES.fft_samples
     power = np.exp(levels.T).astype(np.float32)
-    magnitude = librosa.feature.inverse.mel_to_stft(power, sr=SAMPLE_RATE, n_fft=WINDOW)
-    samples = librosa.griffinlim(magnitude, n_iter=num_iterations, hop_length=HOP, n_fft=WINDOW, random_state=0)
-    return np.clip(samples, -1.0, 1.0)
+    magnitude = librosa.feature.inverse.mel_to_stft(power, sr=FEATURES.sample_rate, n_fft=size)
+    before = hop // 2  # librosa's frame t is centred on t hop, the features' half a hop later
+    samples = librosa.griffinlim(
+        magnitude,
+        n_iter=num_iterations,
+        hop_length=hop,
+        win_length=FEATURES.window_samples,
+        n_fft=size,
+        length=len(levels) * hop - before,
+        random_state=0,
+    )
+    return np.clip(np.pad(samples, (before, 0), mode="reflect"), -1.0, 1.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,11 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         speech = synthesize(load(given.wav), given.rate)
-        soundfile.write(given.out, speech.samples, SAMPLE_RATE)
+        soundfile.write(given.out, speech.samples, FEATURES.sample_rate)
     except (DemoError, ValueError, soundfile.LibsndfileError) as error:
         sys.stderr.write(f"synthesis: {error}\n")
         return 2
-    seconds = len(speech.samples) / SAMPLE_RATE
+    seconds = len(speech.samples) / FEATURES.sample_rate
     print(f"{given.out}: {seconds:.2f} s, {len(speech.levels)} frames for {speech.num_frames} learned")
     return 0
 

@@ -41,8 +41,7 @@ def plot_features(features: Any, frame_shift: float | None = None, *, axes: Any 
     """
     values = _matrix("features", features)
     axes = _axes(axes)
-    extent = (0, len(values) * (frame_shift or 1), 0, values.shape[1])
-    axes.imshow(values.T, origin="lower", aspect="auto", extent=extent, cmap="magma", interpolation="nearest")
+    _image(axes, values, frame_shift, (0, values.shape[1]), cmap="magma", interpolation="nearest")
     axes.set(ylabel="feature")
     _time_axis(axes, len(values), frame_shift)
     return axes
@@ -58,8 +57,7 @@ def plot_posteriors(
     """
     values = _matrix("posteriors", posteriors)
     axes = _axes(axes)
-    extent = (0, len(values) * (frame_shift or 1), -0.5, values.shape[1] - 0.5)
-    image = axes.imshow(values.T, origin="lower", aspect="auto", extent=extent, cmap="viridis", vmin=0, vmax=1)
+    image = _image(axes, values, frame_shift, (-0.5, values.shape[1] - 0.5), cmap="viridis", vmin=0, vmax=1)
     axes.figure.colorbar(image, ax=axes, pad=0.01, label="probability")
     axes.set(ylabel="state")
     _state_axis(axes, values.shape[1], names)
@@ -90,8 +88,7 @@ def plot_path(
     colour = "C0"
     if features is not None:
         values = _matrix("features", features)
-        extent = (0, len(values) * (frame_shift or 1), -0.5, count - 0.5)
-        axes.imshow(values.T, origin="lower", aspect="auto", extent=extent, cmap="magma", interpolation="nearest")
+        _image(axes, values, frame_shift, (-0.5, count - 0.5), cmap="magma", interpolation="nearest")
         colour = "cyan"
     # steps change between frames, at their edges
     edges = np.arange(len(path) + 1) * (frame_shift or 1)
@@ -211,6 +208,12 @@ def _axes(axes: Any) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(10, 3), layout="constrained").subplots()
+
+
+def _image(axes: Any, values: Any, frame_shift: float | None, rows: tuple[float, float], **style: Any) -> Any:
+    """Values (T, ...) over time, from the first row's lower edge to the last one's upper edge."""
+    extent = (0, len(values) * (frame_shift or 1), *rows)
+    return axes.imshow(values.T, origin="lower", aspect="auto", extent=extent, **style)
 
 
 def _time_axis(axes: Any, num_frames: int, frame_shift: float | None) -> None:

@@ -133,8 +133,9 @@ def stream_step(state: StreamState, log_emission_chunk: Array) -> tuple[StreamSt
     predicted = chain.unflatten(log_normalize(backend, predicted))
     filtered = chain.unflatten(log_normalize(backend, messages))
     emission = chain.unflatten(centre(backend, chain.emission)[0])
-    filtered = xp.concat([_broadcast(backend, state.log_filtered, filtered), filtered], axis=-2)
-    emission = xp.concat([_broadcast(backend, state.log_emission, emission), emission], axis=-2)
+    batch = tuple(filtered.shape[:-2])
+    filtered = xp.concat([batched(xp, state.log_filtered, batch, 2), filtered], axis=-2)
+    emission = xp.concat([batched(xp, state.log_emission, batch, 2), emission], axis=-2)
     count = max(filtered.shape[-2] - state.lag, 0)
     rows = _smooth(state, filtered, emission, count)
     kept = (filtered[..., count:, :], emission[..., count:, :])
@@ -172,5 +173,6 @@ def _smooth(state: StreamState, filtered: Array, emission: Array, count: int) ->
     return log_normalize(chain.backend, filtered[..., :count, :] + ahead)
 
 
-def _broadcast(backend: Backend, x: Array, like: Array) -> Array:
-    return backend.xp.broadcast_to(x, (*like.shape[:-2], *x.shape[-2:]))
+def batched(xp: Any, x: Array, batch: tuple[int, ...], rank: int) -> Array:
+    """An array with `rank` axes of its own, for a batch of streams."""
+    return xp.broadcast_to(x, (*batch, *x.shape[x.ndim - rank :]))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .._check import need_count
 from ..backend import Array, Backend, backend_of
 from ..numerics import centre, log_normalize, log_tail, logsumexp
-from .posterior import need_chunk
+from .posterior import batched, need_chunk
 from .semi_markov_filter import (
     SemiMarkovStreamState,
     remaining_of,
@@ -94,8 +94,8 @@ def semi_markov_smooth_stream_step(
     filtering, open_ = take_steps(state.filtering, log_emission_chunk, batch, lambda x: x)
     remaining = remaining_of(backend, xp.moveaxis(open_, 0, -3), filtering.log_duration[..., None, :, :])
     emission = centre(backend, xp.astype(xp.broadcast_to(log_emission_chunk, remaining.shape[:-1]), remaining.dtype))[0]
-    remaining = xp.concat([_broadcast(xp, state.log_remaining, batch, 3), remaining], axis=-3)
-    emission = xp.concat([_broadcast(xp, state.log_emission, batch, 2), emission], axis=-2)
+    remaining = xp.concat([batched(xp, state.log_remaining, batch, 3), remaining], axis=-3)
+    emission = xp.concat([batched(xp, state.log_emission, batch, 2), emission], axis=-2)
     count = max(emission.shape[-2] - state.lag, 0)
     rows = _smooth(backend, filtering, remaining, emission, count, state.lag)
     return SemiMarkovSmoothState(filtering, remaining[..., count:, :, :], emission[..., count:, :], state.lag), rows
@@ -182,7 +182,3 @@ def _at(backend: Backend, tail: Array, place: Array, shape: tuple[int, ...]) -> 
     """(..., windows, K) of a table (..., windows or 1, K, D + 1), at the place of each window."""
     table = backend.xp.broadcast_to(tail, (*shape, tail.shape[-1]))
     return backend.take_along(table, backend.xp.broadcast_to(place[:, None, None], (*shape, 1)), -1)[..., 0]
-
-
-def _broadcast(xp: Any, x: Array, batch: tuple[int, ...], rank: int) -> Array:
-    return xp.broadcast_to(x, (*batch, *x.shape[x.ndim - rank :]))

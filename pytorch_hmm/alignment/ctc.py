@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import hmm_functional as hf
+from hmm_functional.alignment.topology import targets_of
+from hmm_functional.backend import backend_of
 
-from .symbols import Symbols, length_of_one, need_frame_shift, need_list, seconds
+from .symbols import Symbols, lengths_for, need_frame_shift, need_list, seconds
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -101,11 +103,16 @@ class CTCAligner(nn.Module):
             return loss
         if reduction == "sum":
             return loss.sum()
-        graph = hf.ctc_graph(
-            self._encoded(targets), like=log_probs.detach(), target_lengths=target_lengths, blank=self.blank
+        _, counts = targets_of(
+            backend_of(log_probs=log_probs),
+            self._encoded(targets),
+            target_lengths,
+            log_probs,
+            num_symbols=log_probs.shape[-1],
+            fewest=0,
+            may_be_empty=True,
         )
-        counts = (graph.token_index >= 0).sum(-1).clamp_min(1)
-        mean: Tensor = (loss / counts).mean()
+        mean: Tensor = (loss / counts.clamp_min(1)).mean()
         return mean
 
     @torch.no_grad()
@@ -118,13 +125,11 @@ class CTCAligner(nn.Module):
             A list of spans of the tokens, for each sequence of a batch; empty where no path is possible.
         """
         lengths = self._checked(log_probs, lengths)
-        if target_lengths is not None and log_probs.ndim == 2:
-            target_lengths = length_of_one(target_lengths, "target_lengths")
         found = hf.ctc_align(
             log_probs,
             self._encoded(targets),
             lengths=lengths,
-            target_lengths=target_lengths,
+            target_lengths=lengths_for(log_probs, target_lengths, "target_lengths"),
             blank=self.blank,
             posteriors=True,
         )
@@ -198,7 +203,7 @@ class CTCAligner(nn.Module):
             raise ValueError(f"log_probs: expected (T, V) or (B, T, V), got {tuple(log_probs.shape)}")
         if self.symbols is not None and log_probs.shape[-1] != len(self.symbols):
             raise ValueError(f"log_probs: expected {len(self.symbols)} symbols, got {tuple(log_probs.shape)}")
-        return lengths if lengths is None or log_probs.ndim == 3 else length_of_one(lengths)
+        return lengths_for(log_probs, lengths)
 
     def _encoded(self, targets: Any, name: str = "targets") -> Any:
         need_list(name, targets, "symbols")

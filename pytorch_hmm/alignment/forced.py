@@ -14,7 +14,7 @@ import hmm_functional as hf
 from hmm_functional.alignment import Alternatives, Skippable, Topology, Wildcard
 from hmm_functional.alignment.problem import TooFewFrames
 
-from .symbols import Symbols, length_of_one, need_frame_shift, need_list, seconds
+from .symbols import Symbols, lengths_for, need_frame_shift, need_list, seconds
 
 
 class AlignedSegment(NamedTuple):
@@ -132,7 +132,7 @@ class ForcedAligner(nn.Module):
             graph.log_initial,
             graph.log_transition,
             hf.state_scores(graph, scores),
-            lengths=_of(scores, lengths),
+            lengths=lengths_for(scores, lengths),
             log_final=graph.log_final,
         )
         return found
@@ -158,7 +158,7 @@ class ForcedAligner(nn.Module):
         """
         scores, graph, readings = self._compiled(x, transcripts)
         try:
-            found = hf.forced_align(scores, graph, lengths=_of(scores, lengths), method=self.method)
+            found = hf.forced_align(scores, graph, lengths=lengths_for(scores, lengths), method=self.method)
         except TooFewFrames as error:
             place = "".join(f"[{i}]" for i in error.place)
             raise ValueError(f"transcripts{place}: needs {error.wanted}, x{place} has {error.num_frames}") from None
@@ -301,10 +301,6 @@ class _Reading(NamedTuple):
         item = self.transcript[word] if any(not isinstance(item, int) for item in self.encoded) else None
         item = item.item if isinstance(item, Skippable) else item
         return item if isinstance(item, str) else word
-
-
-def _of(scores: Tensor, lengths: Any) -> Any:
-    return lengths if lengths is None or scores.ndim == 3 else length_of_one(lengths)
 
 
 def _with_silences(graph: hf.AlignmentGraph) -> tuple[hf.AlignmentGraph, list[int]]:

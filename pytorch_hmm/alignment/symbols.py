@@ -66,7 +66,12 @@ def need_list(name: str, transcript: Any, of: str) -> None:
         raise TypeError(f"{name}: expected a list of {of}, got the text {transcript[:40]!r}; pass its .split()")
 
 
-def length_of_one(lengths: Any, name: str = "lengths") -> Any:
+def lengths_for(x: Any, lengths: Any, name: str = "lengths") -> Any:
+    """`lengths`, without axes where x (T, V) has no batch axis."""
+    return lengths if lengths is None or x.ndim == 3 else _length_of_one(lengths, name)
+
+
+def _length_of_one(lengths: Any, name: str = "lengths") -> Any:
     """`lengths` of one sequence without batch axes, given as a number or as one number in a list or an array.
 
     Raises:
@@ -76,7 +81,7 @@ def length_of_one(lengths: Any, name: str = "lengths") -> Any:
     if shape.count(1) != len(shape):
         raise ValueError(f"{name}: expected one number, for one sequence, got shape {shape}")
     if isinstance(lengths, list | tuple):
-        return length_of_one(lengths[0], name)
+        return _length_of_one(lengths[0], name)
     return lengths.reshape(()) if shape else lengths
 
 

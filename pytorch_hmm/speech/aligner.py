@@ -18,7 +18,7 @@ from hmm_functional.emissions import GaussianMixture
 
 from .compile import Words, compile_words, inventory_of, phones_of, problem_of
 from .corpus import Word
-from .deltas import add_deltas, cmvn, normaliser
+from .deltas import add_deltas, by_speaker, cmvn, normaliser
 from .embedded import make_batches, with_laws
 from .labels import Segment
 from .settings import AlignerSettings
@@ -249,10 +249,7 @@ class PhoneAligner:
 
 def _quiet(energies: Mapping[str, Tensor], speakers: Mapping[str, str] | None) -> dict[str, Tensor]:
     """p(silence) of each frame, speaker by speaker."""
-    groups: dict[str, list[str]] = {}
-    for name in energies:
-        groups.setdefault((speakers or {}).get(name, ""), []).append(name)
     found: dict[str, Tensor] = {}
-    for own in groups.values():
+    for own in by_speaker(energies, speakers):
         found.update(zip(own, silence_shares([energies[name] for name in own]), strict=True))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,14 @@ def normaliser(features: list[Tensor]) -> Normaliser:
     return Normaliser(mean, deviation.where(deviation > 1e-8 * (1.0 + mean.abs()), 1.0))
 
 
+def by_speaker(names: Iterable[str], speakers: Mapping[str, str] | None) -> list[list[str]]:
+    """The names of utterances, one speaker's together; those without a speaker are one's."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault((speakers or {}).get(name, ""), []).append(name)
+    return list(found.values())
+
+
 def cmvn(features: Mapping[str, Tensor], speakers: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """Features less the mean of their speaker, over his standard deviation: cepstral mean and variance normalisation.
 
@@ -79,11 +87,8 @@ def cmvn(features: Mapping[str, Tensor], speakers: Mapping[str, str] | None = No
 
     References: Viikki and Laurila 1998.
     """
-    names: dict[str, list[str]] = {}
-    for name in features:
-        names.setdefault((speakers or {}).get(name, ""), []).append(name)
     found = {}
-    for own in names.values():
+    for own in by_speaker(features, speakers):
         of_speaker = normaliser([features[name] for name in own])
         found.update({name: of_speaker(features[name]) for name in own})
     return {name: found[name] for name in features}

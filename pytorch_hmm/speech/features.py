@@ -71,6 +71,11 @@ class FeatureSettings:
         return round(self.window * self.sample_rate)
 
     @property
+    def fft_samples(self) -> int:
+        """Samples of the Fourier transform: the window, filled up with zeros to a power of 2."""
+        return 1 << (self.window_samples - 1).bit_length()
+
+    @property
     def width(self) -> int:
         """D."""
         return self.num_coefficients if self.kind == "mfcc" else self.num_mels
@@ -268,11 +273,12 @@ def _coefficients(framed: Any, settings: FeatureSettings) -> Tensor:
 @cache
 def _filters(settings: FeatureSettings) -> tuple[Any, Any]:
     """The window's weights (W,), and the bands' (num_mels, bins)."""
-    size = 1 << (settings.window_samples - 1).bit_length()
     shape = librosa.filters.get_window("hann", settings.window_samples)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bands narrower than a bin hold nothing, which is no harm
-        bands = librosa.filters.mel(sr=settings.sample_rate, n_fft=size, n_mels=settings.num_mels, dtype=np.float64)
+        bands = librosa.filters.mel(
+            sr=settings.sample_rate, n_fft=settings.fft_samples, n_mels=settings.num_mels, dtype=np.float64
+        )
     return shape, bands
 
 
