@@ -1,4 +1,4 @@
-"""Streams of segments: filters and look-ahead against all segmentations, whatever lag, laws, batch and chunks there are."""
+"""Streams of segments: look-ahead against all segmentations, whatever lag, laws, batch and chunks there are."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_hugely_negative_scores_are_looked_at_exactly():
 
 
 def test_scores_of_one_precision_keep_their_digits():
-    """In float32 by array code, 80 steps of look-ahead, far from zero and far below a state that cannot be: as in float64."""
+    """In float32 by array code, 80 steps ahead, far from zero and far below a state that cannot be: as in float64."""
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(*s, generator=generator).log_softmax(-1) for s in ((4,), (4, 4), (4, 6))]
     parts[0][3] = parts[1][:3, 3] = -torch.inf

@@ -66,7 +66,7 @@ class Run:
         return after[..., : self.num_states]
 
     def back(self, tail: Array, known: Any, done: Any, left: Any) -> tuple[Any, Any, Any, Any]:
-        """The pass back, which counts in `done` and `left`: what follows each step, first segments, moves, posteriors."""
+        """The pass back, which counts in `done` and `left`: what follows each step, first states, moves, posteriors."""
         after, starts = self.full(self.num_steps, self.width, value=-np.inf), self.full(self.width)
         moves, posteriors = self.full(self.width, self.width), self.full(self.num_steps, self.width)
         self.run(
