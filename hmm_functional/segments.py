@@ -88,8 +88,9 @@ def forward_pass(
     arrays = (theta.initial, theta.transition, theta.duration, emission)
     dtype, run = emission.dtype, None
     if not backend.records(arrays) and compiled.can_run(backend, kernel, arrays):
-        run = compiled.Run(*arrays, lengths, is_best=reduce is max_of)
-        begins, ends, scales = (backend.asarray(x, like=emission) for x in run.messages())
+        run = compiled.Run(*arrays[1:], lengths)
+        found = run.forward(theta.initial, is_best=reduce is max_of)
+        begins, ends, scales = (backend.asarray(x, like=emission) for x in found)
         # what is left to do is little, and goes on in float64
         theta = Theta(*(xp.astype(x, begins.dtype, copy=False) for x in theta))
         emission = xp.astype(emission, begins.dtype, copy=False)
@@ -139,9 +140,33 @@ def advance(
     xp = backend.xp
     open_ = xp.concat([(begin + e)[..., None], open_[..., :-1] + e[..., None]], axis=-1)
     end = reduce(backend, open_ + duration, -1)
-    after = reduce(backend, end[..., None] + transition, -2)
-    most = backend.pivot(_joined(xp, open_), -1)
-    return open_, end, after, xp.where(most == xp.finfo(most.dtype).min, 0.0, most)
+    return open_, end, reduce(backend, end[..., None] + transition, -2), largest(backend, open_)
+
+
+def advance_left(
+    backend: Backend, open_: Array, begin: Array, e: Array, duration: Array, transition: Array
+) -> tuple[Array, Array, Array]:
+    """The same step, in the log semiring, of open segments that are kept by how many more steps they last.
+
+    A segment's duration is chosen where it begins, so that each step sums two ways into a number of steps left, and
+    what is left is known without a sum over D^2 pairs (Yu and Kobayashi 2003).
+
+    Args:
+        open_: (..., K, D): the segments that last d more steps after the step before; those of 0 have ended.
+
+    Returns:
+        The open segments, (..., K, D); those that begin with the next step, (..., K); and the largest of the first.
+    """
+    xp = backend.xp
+    later = xp.concat([open_[..., 1:], xp.full_like(open_[..., :1], -inf)], axis=-1)
+    open_ = logsumexp(backend, xp.stack([later, begin[..., None] + duration]), axis=0) + e[..., None]
+    return open_, logsumexp(backend, open_[..., :1] + transition, axis=-2), largest(backend, open_)
+
+
+def largest(backend: Backend, open_: Array) -> Array:
+    """The largest weight of all open segments (..., K, D), a constant (..., 1); 0 where there is none."""
+    most = backend.pivot(_joined(backend.xp, open_), -1)
+    return backend.xp.where(most == backend.xp.finfo(most.dtype).min, 0.0, most)
 
 
 def _joined(xp: Any, x: Array) -> Array:
@@ -206,47 +231,103 @@ def counts_of(backend: Backend, theta: Theta, lengths: Array, kernel: str = "ref
         return counts, passed.log_likelihood
     num_steps, num_states = theta.emission.shape[1:]
     size, count = lengths.shape[0], theta.duration.shape[-1]
-    steps = backend.arange(num_steps, like=passed.emission)[None, :]
-    left = lengths[:, None] - steps  # steps from each to the end
-    is_last, is_after = left == 1, left < 1
-    known = xp.where(passed.scaled == -inf, 0.0, passed.scaled)
-    padded = xp.concat([theta.tail, xp.full_like(theta.tail[..., :1], -inf)], axis=-1)
-    place = xp.where((left >= 1) & (left <= count), left - 1, count)
-    tails = backend.take_along(xp.broadcast_to(padded, (size, *padded.shape[1:])), place[:, None, :], 2)
+    known = xp.where(passed.scaled == -inf, 0.0, passed.scaled)[:, None]
     lengths_are = backend.arange(count, like=passed.emission)
 
     def step(carry: Any, item: Any) -> tuple[Any, Any]:
-        (later, last, after, pending, durations, ends, moves), given = carry, item
-        e, begin, end, scale, is_last, is_after, tail, left = given
-        scale = scale[:, None]
-        # what follows a segment that ends here
-        follow = after[:, None, :] + theta.transition - scale[..., None]
-        future = xp.where(is_last[:, None], -inf, logsumexp(backend, follow))
+        (held, pending, durations, ends, moves), (*place, left, begin, end, scale) = carry, item
+        held, (follow, _, found, cut) = retreat(
+            backend, theta.transition, theta.duration, held, place, scale[:, None], known
+        )
+        is_last = place[1]
         moves = moves + xp.where(is_last[:, None, None], 0.0, xp.exp(end[:, :, None] + follow))
-        later = xp.concat([(e + future)[..., None], later[..., :-1] + (e - scale)[..., None]], axis=-1)
-        last = xp.where(is_last[:, None], e - known[:, None], last + e - scale)
-        found = later + theta.duration
-        whole = logsumexp(backend, xp.stack([logsumexp(backend, found), last + tail], axis=-1))
-        after = xp.where(is_after[:, None], -inf, whole)
         inside = xp.exp(begin[..., None] + found)
-        at_end = xp.where(lengths_are == left[:, None, None] - 1, xp.exp(begin + last + tail)[..., None], 0.0)
+        at_end = xp.where(lengths_are == left[:, None, None] - 1, xp.exp(begin + cut)[..., None], 0.0)
         over = xp.flip(xp.cumulative_sum(xp.flip(inside + at_end, axis=-1), axis=-1), axis=-1)
         done = pending[..., -1]
         pending = over + xp.concat([xp.zeros_like(over[..., :1]), pending[..., :-1]], axis=-1)
-        return (later, last, after, pending, durations + inside, ends + at_end, moves), (done, begin + after)
+        return (held, pending, durations + inside, ends + at_end, moves), (done, begin + held[2])
 
-    empty = backend.full((size, num_states, count), -inf, like=passed.emission)
-    none, zeros = empty[..., 0], xp.zeros_like(empty)
-    moves = backend.full((size, num_states, num_states), 0.0, like=empty)
-    items = (passed.emission, passed.begins, passed.ends, passed.scales, is_last, is_after, tails, left)
-    items = tuple(xp.flip(xp.moveaxis(x, -1 if x is tails else 1, 0), axis=0) for x in items)
-    carry = (empty, none, none, zeros, zeros, zeros, moves)
-    (_, _, _, pending, durations, ends, moves), (done, starts) = scan_in_chunks(backend, step, carry, items, count)
+    held, places = _from_the_end(backend, theta.tail, passed.emission, lengths)
+    zeros = xp.zeros_like(held[0])
+    moves = backend.full((size, num_states, num_states), 0.0, like=zeros)
+    steps = backend.arange(num_steps, like=passed.emission)[None, :]
+    given = (lengths[:, None] - steps, passed.begins, passed.ends, passed.scales)
+    items = (*places, *(xp.flip(xp.moveaxis(x, 1, 0), axis=0) for x in given))
+    (_, pending, durations, ends, moves), (done, starts) = scan_in_chunks(
+        backend, step, (held, zeros, zeros, zeros, moves), items, count
+    )
     posteriors = xp.moveaxis(pending, -1, 1)
     if count < num_steps:  # the step at s leaves the posteriors of s + D
         rest = xp.moveaxis(xp.flip(done, axis=0)[: num_steps - count, ...], 0, 1)
         posteriors = xp.concat([posteriors, rest], axis=1)
     return Counts(xp.exp(starts[-1, ...]), moves, durations, ends, posteriors), passed.log_likelihood
+
+
+def backward_pass(
+    backend: Backend,
+    transition: Array,
+    duration: Array,
+    tail: Array,
+    emission: Array,
+    lengths: Array,
+    kernel: str = "reference",
+) -> Array:
+    """Weights (B, T, K) of what follows a segment that ends at each step; -inf from each sequence's last step on.
+
+    The arrays are those of a `Theta`, whose emissions are taken as they are: nothing is scaled.
+    """
+    xp, arrays = backend.xp, (transition, duration, tail, emission)
+    if not backend.records(arrays) and compiled.can_run(backend, kernel, arrays):
+        after = compiled.Run(transition, duration, emission, lengths).after(tail)
+        return xp.astype(backend.asarray(after, like=emission), emission.dtype, copy=False)
+    zero = xp.zeros_like(emission[:, 0, :1])
+
+    def step(held: Any, place: Any) -> tuple[Any, Any]:
+        held, (_, future, _, _) = retreat(backend, transition, duration, held, place, zero, zero)
+        return held, (future,)
+
+    _, (found,) = scan_in_chunks(backend, step, *_from_the_end(backend, tail, emission, lengths), tail.shape[-1])
+    return xp.moveaxis(xp.flip(found, axis=0), 0, 1)
+
+
+def retreat(
+    backend: Backend, transition: Array, duration: Array, held: Any, place: Any, scale: Array, known: Array
+) -> tuple[Any, tuple[Array, ...]]:
+    """One step of the recursion from the end.
+
+    Args:
+        held: of the step after, weights of it and all that follows: (B, K, D) if d + 1 steps are of one segment and
+            others follow, without its duration; (B, K) if all are of one; (B, K) all ways, if a segment begins there.
+        place: emissions (B, K); whether the step is the last (B,), or in the padding; `tail` (B, K) of what is left.
+        scale: (B, 1), taken out of what follows the step.
+        known: (B, 1), taken out of all.
+
+    Returns:
+        The same of this step, and what it is made of: what follows a segment that ends here, (B, K from, K to) and its
+        sum (B, K); and the first two of `held` with their durations.
+    """
+    xp, (later, last, after), (e, is_last, is_after, tail) = backend.xp, held, place
+    follow = after[:, None, :] + transition - scale[..., None]
+    future = xp.where(is_last[:, None], -inf, logsumexp(backend, follow))
+    later = xp.concat([(e + future)[..., None], later[..., :-1] + (e - scale)[..., None]], axis=-1)
+    last = xp.where(is_last[:, None], e - known, last + e - scale)
+    found, cut = later + duration, last + tail
+    whole = logsumexp(backend, xp.stack([logsumexp(backend, found), cut], axis=-1))
+    return (later, last, xp.where(is_after[:, None], -inf, whole)), (follow, future, found, cut)
+
+
+def _from_the_end(backend: Backend, tail: Array, emission: Array, lengths: Array) -> tuple[Any, tuple[Array, ...]]:
+    """What `retreat` begins with, and its places, the last step first."""
+    xp, (size, num_steps, num_states), count = backend.xp, emission.shape, tail.shape[-1]
+    left = lengths[:, None] - backend.arange(num_steps, like=emission)[None, :]  # steps from each to the end
+    padded = xp.concat([tail, xp.full_like(tail[..., :1], -inf)], axis=-1)
+    at = xp.where((left >= 1) & (left <= count), left - 1, count)
+    tails = backend.take_along(xp.broadcast_to(padded, (size, *padded.shape[1:])), at[:, None, :], 2)
+    empty = backend.full((size, num_states, count), -inf, like=emission)
+    places = (emission, left == 1, left < 1, xp.matrix_transpose(tails))
+    places = tuple(xp.flip(xp.moveaxis(x, 1, 0), axis=0) for x in places)
+    return (empty, empty[..., 0], empty[..., 0]), places
 
 
 def scan_in_chunks(

@@ -21,40 +21,54 @@ def can_run(backend: Backend, kernel: str, arrays: tuple[Array, ...]) -> bool:
 
 
 class Run:
-    """One forward pass, and what goes back along it; states in whole vectors."""
+    """A model and its scores as compiled code takes them, a pass forward, and those back; states in whole vectors."""
 
-    def __init__(
-        self, initial: Array, transition: Array, duration: Array, emission: Array, lengths: Array, *, is_best: bool
-    ) -> None:
+    def __init__(self, transition: Array, duration: Array, emission: Array, lengths: Array) -> None:
         self.num_states = emission.shape[-1]
         self.size, self.num_steps = emission.shape[:2]
         self.count = duration.shape[-1]
         self.width = layout.padded(self.num_states, LANES)
-        self.initial = self.padded(host(initial), -np.inf)
         self.transition = self.padded(self.padded(host(transition), -np.inf, axis=1), -np.inf)
         self.duration = self.laws(duration)
         self.emission = self.padded(host(emission), 0.0)
         self.lengths = np.ascontiguousarray(host(lengths), np.int64)
         self.begins = self.full(self.num_steps, self.width, value=-np.inf)
-        self.ends, self.scales = np.full_like(self.begins, -np.inf), self.full(self.num_steps)
+        self.ends, self.scales = self.begins, self.full(self.num_steps)
+
+    def forward(self, initial: Array, *, is_best: bool) -> tuple[Any, Any, Any]:
+        """Begins and ends (B, T, K), and what each step took out (B, T); -inf and 0 past the lengths."""
+        self.ends = np.full_like(self.begins, -np.inf)
         self.run(
             "max" if is_best else "sum",
-            INITIAL=self.initial,
+            INITIAL=self.padded(host(initial), -np.inf),
             WEIGHTS=self.transition,
             BEGINS=self.begins,
             ENDS=self.ends,
             SCALES=self.scales,
         )
-
-    def messages(self) -> tuple[Any, Any, Any]:
-        """Begins and ends (B, T, K), and what each step took out (B, T); -inf and 0 past the lengths."""
         return self.begins[..., : self.num_states], self.ends[..., : self.num_states], self.scales
 
     def counts(self, tail: Array, known: Any) -> tuple[Any, ...]:
         """Of each sequence: first segments (B, K), moves (B, K, K), durations, ends (B, K, D), posteriors (B, T, K)."""
-        moves, starts = self.full(self.width, self.width), self.full(self.width)
         done, left = self.full(self.count, self.width), self.full(self.count, self.width)
-        posteriors = self.full(self.num_steps, self.width)
+        _, starts, moves, posteriors = self.back(tail, known, done, left)
+        k = self.num_states
+        turned = (np.swapaxes(x[..., :k], -1, -2) for x in (done, left))
+        return starts[:, :k], np.swapaxes(moves[:, :k, :k], -1, -2), *turned, posteriors[..., :k]
+
+    def after(self, tail: Array) -> Any:
+        """What follows a segment that ends at each step, (B, T, K), not scaled; of a run that has not gone forward.
+
+        The pass back is the one that counts: where no segment begins it counts nothing.
+        """
+        uncounted = self.full(self.count, self.width)
+        after, *_ = self.back(tail, self.full(), uncounted, uncounted)
+        return after[..., : self.num_states]
+
+    def back(self, tail: Array, known: Any, done: Any, left: Any) -> tuple[Any, Any, Any, Any]:
+        """The pass back, which counts in `done` and `left`: what follows each step, first states, moves, posteriors."""
+        after, starts = self.full(self.num_steps, self.width, value=-np.inf), self.full(self.width)
+        moves, posteriors = self.full(self.width, self.width), self.full(self.num_steps, self.width)
         self.run(
             "back",
             TAILS=self.laws(tail),
@@ -63,16 +77,14 @@ class Run:
             ENDS=self.ends,
             SCALES=self.scales,
             SCORES=np.ascontiguousarray(known, np.float64),
-            AFTER=np.empty_like(posteriors),
+            AFTER=after,
             START=starts,
             POSTERIORS=posteriors,
             COUNTS=moves,
             DURATION_COUNTS=done,
             TAIL_COUNTS=left,
         )
-        k = self.num_states
-        turned = (np.swapaxes(x[..., :k], -1, -2) for x in (done, left))
-        return starts[:, :k], np.swapaxes(moves[:, :k, :k], -1, -2), *turned, posteriors[..., :k]
+        return after, starts, moves, posteriors
 
     def best_path(self, cells: Any, is_possible: Any) -> tuple[Any, Any]:
         """States (B, T), -1 where there is none, and where segments begin, from the end of each sequence.

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from .. import segments
 from .._check import broadcast_batch, need_count
 from .._types import Forward
-from ..backend import Array, Backend, backend_of
+from ..backend import Array, backend_of
 from ..chain import chain_of
-from ..numerics import log_normalize, log_tail, logsumexp, softmax
+from ..numerics import centre, log_normalize, logsumexp, softmax
 from ..semi_markov import moves_of, need_durations, semi_markov_log_likelihood
 from .posterior import need_chunk
 
@@ -24,9 +24,9 @@ class SemiMarkovStreamState(NamedTuple):
     log_duration: Array
     """(..., K, D_max), as given."""
     log_begin: Array
-    """(..., K): of a segment that begins with the next step; on one scale with `log_open`, up to a constant."""
-    log_open: Array
-    """(..., K, D_max): of the segment, not ended before, that the last step was step d + 1 of; without its duration."""
+    """(..., K): of a segment that begins with the next step; on one scale with `log_left`, up to a constant."""
+    log_left: Array
+    """(..., K, D_max): of the segment that the last step was of, by how many more steps it lasts."""
 
 
 class SemiMarkovFiltered(NamedTuple):
@@ -76,8 +76,8 @@ def semi_markov_stream_init(
     shape = (*(need_count("batch_shape", n, 0) for n in batch_shape), *own)
     dtype = xp.result_type(begin.dtype, log_duration.dtype)
     begin = xp.astype(xp.broadcast_to(begin, (*shape, num_states)), dtype)
-    open_ = backend.full((*shape, *log_duration.shape[-2:]), -inf, like=begin)
-    return SemiMarkovStreamState(xp.astype(moves, dtype), xp.astype(log_duration, dtype), begin, open_)
+    left = backend.full((*shape, *log_duration.shape[-2:]), -inf, like=begin)
+    return SemiMarkovStreamState(xp.astype(moves, dtype), xp.astype(log_duration, dtype), begin, left)
 
 
 def semi_markov_stream_step(
@@ -102,12 +102,10 @@ def semi_markov_stream_step(
     if size == 0:
         rows = backend.full((*batch, 0, state.log_begin.shape[-1]), 0.0, like=state.log_begin)
         return state, SemiMarkovFiltered(rows, rows)
-    tail = log_tail(backend, state.log_duration)
-    left = _expected_remaining(backend, tail)
+    steps = backend.arange(state.log_duration.shape[-1], like=state.log_duration)
 
-    def look(open_: Array) -> tuple[Array, Array]:
-        seen = open_ + tail
-        return logsumexp(backend, seen), xp.sum(softmax(backend, seen) * left, axis=-1)
+    def look(left: Array) -> tuple[Array, Array]:
+        return logsumexp(backend, left), xp.sum(softmax(backend, left) * xp.astype(steps, left.dtype), axis=-1)
 
     state, (weights, remaining) = take_steps(state, log_emission_chunk, batch, look)
     return state, SemiMarkovFiltered(log_normalize(backend, xp.moveaxis(weights, 0, -2)), xp.moveaxis(remaining, 0, -2))
@@ -122,18 +120,17 @@ def take_steps(
     dtype = xp.result_type(state.log_begin.dtype, log_emission_chunk.dtype)
 
     def step(carry: Any, e: Array) -> tuple[Any, Any]:
-        begin, open_ = carry
-        open_, _, after, taken = segments.advance(
-            backend, open_, begin, e, state.log_duration, state.log_transition, segments.sum_of
-        )
-        return (after - taken, open_ - taken[..., None]), look(open_)
+        begin, left = carry
+        left, after, taken = segments.advance_left(backend, left, begin, e, state.log_duration, state.log_transition)
+        return (after - taken, left - taken[..., None]), look(left)
 
     size = log_emission_chunk.shape[-2]
-    shapes = (*batch, num_states), (*batch, *state.log_open.shape[-2:]), (*batch, size, num_states)
-    given = zip((state.log_begin, state.log_open, log_emission_chunk), shapes, strict=True)
-    begin, open_, emission = (xp.astype(xp.broadcast_to(x, shape), dtype) for x, shape in given)
-    (begin, open_), rows = backend.scan(step, (begin, open_), xp.moveaxis(emission, -2, 0))
-    return state._replace(log_begin=begin, log_open=open_), rows
+    shapes = (*batch, num_states), (*batch, *state.log_left.shape[-2:]), (*batch, size, num_states)
+    given = zip((state.log_begin, state.log_left, log_emission_chunk), shapes, strict=True)
+    begin, left, emission = (xp.astype(xp.broadcast_to(x, shape), dtype) for x, shape in given)
+    centred = xp.moveaxis(centre(backend, emission)[0], -2, 0)
+    (begin, left), rows = backend.scan(step, (begin, left), centred)
+    return state._replace(log_begin=begin, log_left=left), rows
 
 
 def semi_markov_remaining(state: SemiMarkovStreamState) -> Array:
@@ -142,23 +139,9 @@ def semi_markov_remaining(state: SemiMarkovStreamState) -> Array:
     Returns:
         (..., K, D_max), nats, r = 0..D_max - 1; -inf before the first step, and where the stream is impossible.
 
-    Cost: O(K D_max^2) time, O(K D_max) memory.
+    Cost: O(K D_max).
     """
-    backend = backend_of(state=state.log_begin)
-    return remaining_of(backend, state.log_open, state.log_duration)
-
-
-def remaining_of(backend: Backend, log_open: Array, log_duration: Array) -> Array:
-    """The same of open segments (..., K, D_max)."""
-    xp = backend.xp
-
-    def step(duration: Array, _: Array) -> tuple[Array, Array]:
-        later = xp.concat([duration[..., 1:], xp.full_like(duration[..., :1], -inf)], axis=-1)
-        return later, logsumexp(backend, log_open + duration)
-
-    steps = backend.arange(log_duration.shape[-1], like=log_open)
-    _, found = backend.scan(step, log_duration, steps)
-    return log_normalize(backend, xp.moveaxis(found, 0, -1), axis=(-2, -1))
+    return log_normalize(backend_of(state=state.log_left), state.log_left, axis=(-2, -1))
 
 
 def semi_markov_forward(
@@ -202,11 +185,3 @@ def semi_markov_forward(
         is_valid = backend.arange(rows.shape[-2], like=ends) < ends[..., None]
         rows = backend.xp.where(is_valid[..., None], rows, -inf)
     return Forward(rows, value)
-
-
-def _expected_remaining(backend: Backend, tail: Array) -> Array:
-    """(..., K, D_max): steps beyond step d + 1 of a segment, given that it lasts as long; from log p(duration >= d)."""
-    xp = backend.xp
-    later = xp.concat([tail[..., 1:], xp.full_like(tail[..., :1], -inf)], axis=-1)
-    total = log_tail(backend, later)
-    return xp.where(tail == -inf, 0.0, xp.exp(total - xp.where(tail == -inf, 0.0, tail)))

@@ -5,19 +5,16 @@ A filter knows, of each step, how many more its segment will last; the look-ahea
 
 from __future__ import annotations
 
-from math import inf
+from math import prod
 from typing import Any, NamedTuple
 
+from .. import segments
 from .._check import need_count
 from ..backend import Array, Backend, backend_of
 from ..numerics import centre, log_normalize, log_tail, logsumexp
+from ..structure import WORKSPACE
 from .posterior import batched, need_chunk
-from .semi_markov_filter import (
-    SemiMarkovStreamState,
-    remaining_of,
-    semi_markov_stream_init,
-    take_steps,
-)
+from .semi_markov_filter import SemiMarkovStreamState, semi_markov_stream_init, take_steps
 
 
 class SemiMarkovSmoothState(NamedTuple):
@@ -27,7 +24,7 @@ class SemiMarkovSmoothState(NamedTuple):
     log_remaining: Array
     """(..., P, K, D_max): of the P steps that wait, log p(z_t, and that it lasts r more steps, given x_0..t)."""
     log_emission: Array
-    """(..., P, K): their emissions. P, at most `lag`, is known to a tracer."""
+    """(..., P, K): their emissions, up to a constant a step. P, at most `lag`, is known to a tracer."""
     lag: int
     """Steps of look-ahead, known to a tracer."""
 
@@ -59,13 +56,13 @@ def semi_markov_smooth_stream_init(
     """
     lag = need_count("lag", lag, 0)
     filtering = semi_markov_stream_init(log_initial, log_transition, log_duration, batch_shape=batch_shape)
-    backend, open_ = backend_of(log_initial=log_initial), filtering.log_open
+    backend, left = backend_of(log_initial=log_initial), filtering.log_left
     backend.register_pytree(
         SemiMarkovSmoothState,
         lambda s: (tuple(s[:-1]), s.lag),
         lambda lag, s: SemiMarkovSmoothState._make((*s, lag)),
     )
-    remaining = backend.full((*open_.shape[:-2], 0, *open_.shape[-2:]), 0.0, like=open_)
+    remaining = backend.full((*left.shape[:-2], 0, *left.shape[-2:]), 0.0, like=left)
     return SemiMarkovSmoothState(filtering, remaining, remaining[..., 0], lag)
 
 
@@ -85,15 +82,19 @@ def semi_markov_smooth_stream_step(
     Raises:
         TypeError, ValueError: as `semi_markov_log_likelihood`.
 
-    Cost: O(n K (D_max^2 + lag (min(D_max, lag) + K))) time, whatever has gone before.
+    Cost: O(n K (D_max + lag (min(D_max, lag) + K))) time, whatever has gone before; compiled code takes
+    all windows for a batch of short sequences.
     """
     backend, batch, size = need_chunk(state.filtering.log_begin, log_emission_chunk)
     xp = backend.xp
     if size == 0:
         return state, state.log_emission[..., :0, :]
-    filtering, open_ = take_steps(state.filtering, log_emission_chunk, batch, lambda x: x)
-    remaining = remaining_of(backend, xp.moveaxis(open_, 0, -3), filtering.log_duration[..., None, :, :])
-    emission = centre(backend, xp.astype(xp.broadcast_to(log_emission_chunk, remaining.shape[:-1]), remaining.dtype))[0]
+    filtering, left = take_steps(state.filtering, log_emission_chunk, batch, lambda left: left)
+    left = xp.moveaxis(left, 0, -3)
+    emission = xp.astype(xp.broadcast_to(log_emission_chunk, left.shape[:-1]), left.dtype)
+    # less what each step took out of the filter, so that what is summed ahead stays as small as what it meets
+    emission = centre(backend, emission)[0] - segments.largest(backend, left)
+    remaining = log_normalize(backend, left, axis=(-2, -1))
     remaining = xp.concat([batched(xp, state.log_remaining, batch, 3), remaining], axis=-3)
     emission = xp.concat([batched(xp, state.log_emission, batch, 2), emission], axis=-2)
     count = max(emission.shape[-2] - state.lag, 0)
@@ -123,62 +124,55 @@ def semi_markov_smooth_stream_flush(state: SemiMarkovSmoothState) -> Array:
 def _smooth(
     backend: Backend, model: SemiMarkovStreamState, remaining: Array, emission: Array, count: int, lag: int
 ) -> Array:
-    """Posteriors of the first `count` of the steps held, given all of those within the lag.
-
-    All windows go back together, from their far ends: V(k) weighs what a segment of state k that begins at a place and
-    all after it make of the window's rest, and `later` what follows the d steps from there, if they are of one segment.
-    """
-    xp, num_steps = backend.xp, emission.shape[-2]
-    lag = min(lag, max(num_steps - 1, 0))
-    if count == 0 or lag == 0:
-        return log_normalize(backend, logsumexp(backend, remaining[..., :count, :, :]))
-    # [..., window, k, d]
-    move, duration = (x[..., None, :, :] for x in (model.log_transition, model.log_duration))
-    longest = duration.shape[-1]
-    kept = min(longest, lag)
-    tail = _ended(xp, log_tail(backend, duration))
-    steps = backend.arange(count, like=emission)
-    last = xp.zeros_like(emission[..., :count, :])
-    empty = xp.full_like(last, -inf)
-    later = xp.broadcast_to(empty[..., None], (*empty.shape, kept))
-    inside = xp.zeros_like(steps)
-
-    def step(carry: Any, shift: Array) -> tuple[Any, None]:
-        before, place = carry, steps + shift
-        value, later, last, inside = carry
-        e = xp.take(emission, xp.clip(place, max=num_steps - 1), axis=-2)
-        future = logsumexp(backend, value[..., None, :] + move)
-        later = xp.concat([(e + future)[..., None], later[..., :-1] + e[..., None]], axis=-1)
-        last, inside = last + e, inside + 1
-        cut = _at(backend, tail, xp.clip(inside - 1, max=longest), last.shape)
-        ends = xp.stack([logsumexp(backend, later + duration[..., :kept]), last + cut], axis=-1)
-        value = logsumexp(backend, ends)
-        top = backend.pivot(value, -1)
-        top = xp.where(top == xp.finfo(top.dtype).min, 0.0, top)
-        moved = (value - top, later - top[..., None], last - top, inside)
-        is_inside = place < num_steps
-        shapes = (is_inside[:, None], is_inside[:, None, None], is_inside[:, None], is_inside)
-        found = (xp.where(ok, new, old) for ok, new, old in zip(shapes, moved, before, strict=True))
-        return tuple(found), None
-
-    shifts = lag - backend.arange(lag, like=emission)
-    (value, later, last, inside), _ = backend.scan(step, (empty, later, last, inside), shifts)
-    future = logsumexp(backend, value[..., None, :] + move)
-    ahead = xp.concat([future[..., None], later], axis=-1)
-    width = min(longest, lag + 1)
+    """Posteriors of the first `count` of the steps held, given all of those within the lag."""
+    lag = min(lag, max(emission.shape[-2] - 1, 0))
     known = remaining[..., :count, :, :]
-    # the window ends within the segment
-    cut = _at(backend, _ended(xp, log_tail(backend, known)), xp.clip(inside, max=longest), last.shape)
-    weights = logsumexp(backend, known[..., :width] + ahead[..., :width])
-    return log_normalize(backend, logsumexp(backend, xp.stack([weights, cut + last], axis=-1)))
+    if count and lag:
+        # a window ends within every segment that lasts as long, however long
+        width = min(known.shape[-1], lag + 1)
+        longer = logsumexp(backend, known[..., width - 1 :])[..., None]
+        known = backend.xp.concat([known[..., : width - 1], longer], axis=-1)
+        known = known + backend.xp.matrix_transpose(_look_ahead(backend, model, emission, count, lag)[..., :width, :])
+    return log_normalize(backend, logsumexp(backend, known))
 
 
-def _ended(xp: Any, tail: Array) -> Array:
-    """p(duration >= d) with none past the longest."""
-    return xp.concat([tail, xp.full_like(tail[..., :1], -inf)], axis=-1)
+def _look_ahead(backend: Backend, model: SemiMarkovStreamState, emission: Array, count: int, lag: int) -> Array:
+    """What the rest of its window makes of a segment that lasts r more steps, (..., count, lag + 1, K), of each step.
+
+    Windows are a batch of short sequences, each of which begins with an empty step: the sum of their emissions until a
+    segment ends, and what follows. Nothing follows the end of a window, and the segment may run on.
+    """
+    xp, (*batch, num_steps, num_states), size = backend.xp, emission.shape, prod(emission.shape[:-2])
+    emission = xp.reshape(emission, (size, num_steps, num_states))
+    emission = xp.concat([emission, xp.zeros_like(emission[:, :1, :])], axis=1)
+    laws = (model.log_transition, model.log_duration, log_tail(backend, model.log_duration))
+    longest = min(model.log_duration.shape[-1], lag + 1)
+    laws = (laws[0], *(x[..., :longest] for x in laws[1:]))
+    steps = backend.arange(lag + 1, like=emission)
+    cells = 8 * size * num_states * (lag + 1 + num_states + longest)
+    width = -(-count // min(count, max(1, -(-count * cells // WORKSPACE))))
+
+    def piece(_: Any, at: Array) -> tuple[Any, Array]:
+        place = xp.where(steps == 0, num_steps, xp.clip(at[:, None] + steps, max=num_steps))
+        rows = xp.reshape(xp.take(emission, xp.reshape(place, (-1,)), axis=1), (-1, lag + 1, num_states))
+        lengths = xp.clip(num_steps - at, min=1, max=lag + 1)
+        lengths = xp.reshape(xp.broadcast_to(lengths, (size, width)), (-1,))
+        move, duration, tail = (_of_windows(xp, x, batch, width) for x in laws)
+        after = segments.backward_pass(backend, move, duration, tail, rows, lengths, "auto")
+        is_followed = steps < lengths[:, None] - 1
+        ahead = xp.cumulative_sum(rows, axis=1) + xp.where(is_followed[..., None], after, 0.0)
+        return None, xp.reshape(ahead, (size, width, lag + 1, num_states))
+
+    starts = backend.arange(-(-count // width) * width, like=emission)
+    _, found = backend.scan(piece, None, xp.reshape(starts, (-1, width)))
+    found = xp.reshape(xp.moveaxis(found, 0, 1), (*batch, starts.shape[0], lag + 1, num_states))
+    return found[..., :count, :, :]
 
 
-def _at(backend: Backend, tail: Array, place: Array, shape: tuple[int, ...]) -> Array:
-    """(..., windows, K) of a table (..., windows or 1, K, D + 1), at the place of each window."""
-    table = backend.xp.broadcast_to(tail, (*shape, tail.shape[-1]))
-    return backend.take_along(table, backend.xp.broadcast_to(place[:, None, None], (*shape, 1)), -1)[..., 0]
+def _of_windows(xp: Any, x: Array, batch: list[int], width: int) -> Array:
+    """Parameters (..., K, any) of `width` windows of each stream: one for all, or one each."""
+    own = x.shape[-2:]
+    if x.ndim == 2:
+        return x[None, ...]
+    x = xp.broadcast_to(xp.broadcast_to(x, (*batch, *own))[..., None, :, :], (*batch, width, *own))
+    return xp.reshape(x, (-1, *own))

@@ -106,7 +106,7 @@ def semi_markov_viterbi_stream_init(
     index, short = backend.index_dtype(), backend.xp.int32
     rows = full(0, num_states, dtype=short)
     counts = (full(dtype=index, value=-1), *(full(dtype=index) for _ in range(4)))
-    messages = (begin, plain.log_open, full(2, dtype=backend.wide_dtype(begin)))
+    messages = (begin, plain.log_left, full(2, dtype=backend.wide_dtype(begin)))
     return SemiMarkovViterbiStreamState._make((begin, *plain[:2], *messages, rows, rows, *counts, delay))
 
 
