@@ -18,7 +18,7 @@ from hmm_functional.emissions import GaussianMixture
 
 from .compile import Words, compile_words, inventory_of, phones_of, problem_of
 from .corpus import Word
-from .deltas import Slopes, add_deltas, by_speaker, cmvn, normaliser, voices_of
+from .deltas import Normaliser, Slopes, add_deltas, by_speaker, cmvn, normaliser, voices_of
 from .embedded import make_batches, with_laws
 from .labels import Segment
 from .settings import AlignerSettings
@@ -104,6 +104,16 @@ class PhoneAligner:
         """
         with_slopes = {name: add_deltas(x, self.settings.delta_window) for name, x in features.items()}
         return cmvn(with_slopes, speakers)
+
+    def voices(
+        self, features: Mapping[str, Tensor], speakers: Mapping[str, str] | None = None
+    ) -> dict[str, Normaliser]:
+        """Of each utterance what `normalise` does to its features with slopes, those of its speaker together.
+
+        Args:
+            features, speakers: as `normalise` takes them.
+        """
+        return voices_of(features, speakers, self.settings.delta_window)
 
     def fit(
         self,
