@@ -60,10 +60,16 @@ class Normaliser(NamedTuple):
 
 def normaliser(features: Sequence[Tensor]) -> Normaliser:
     """Of all frames of a list of (T, D), summed in float64."""
-    sums = [(len(x), x.to(torch.float64).sum(0)) for x in features]
-    count = sum(n for n, _ in sums)
-    mean = torch.stack([total for _, total in sums]).sum(0) / count
-    squares = torch.stack([(x.to(torch.float64) - mean).square().sum(0) for x in features]).sum(0) / count
+    # one tensor of all sums: small ones, each beside frames that are let go, would keep the heap from shrinking
+    first, count = features[0], 0
+    sums = first.new_empty(len(features), first.shape[-1], dtype=torch.float64)
+    for row, x in zip(sums, features, strict=True):
+        row.copy_(x.to(torch.float64).sum(0))
+        count += len(x)
+    mean = sums.sum(0) / count
+    for row, x in zip(sums, features, strict=True):
+        row.copy_((x.to(torch.float64) - mean).square().sum(0))
+    squares = sums.sum(0) / count
     deviation = squares.sqrt()
     return Normaliser(mean, deviation.where(deviation > 1e-8 * (1.0 + mean.abs()), 1.0))
 

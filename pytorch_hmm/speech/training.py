@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from math import inf
 from typing import Any, NamedTuple
 
@@ -281,8 +282,8 @@ def _moments(features: Sequence[Tensor], weights: Iterable[Tensor]) -> GaussianP
     dim = features[0].shape[-1]
     family = Gaussian("diag", 0.0)
     start = GaussianParameters(torch.zeros(1, dim, dtype=torch.float64), torch.ones(1, dim, dtype=torch.float64))
-    sums = [
+    sums = (
         family.statistics(x.to(torch.float64), w[:, None].to(torch.float64), start)
         for x, w in zip(features, weights, strict=True)
-    ]
-    return family.m_step(add(*sums), start)
+    )
+    return family.m_step(reduce(add, sums), start)
