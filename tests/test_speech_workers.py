@@ -114,9 +114,9 @@ def test_workers_start_only_where_they_pay(monkeypatch):
     clock = iter(0.5 * n for n in range(1000))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     with Workers(1) as pool:
-        assert len(list(pool.map(abs, range(99)))) == 99
+        assert [result.result() for _, result in pool.map(abs, range(99))] == [*range(99)]
     with Workers(2) as pool:  # half a second each: of 20 s they would save 10
-        assert len(list(pool.map(abs, range(42)))) == 42
+        assert [result.result() for _, result in pool.map(abs, range(42))] == [*range(42)]
     with Workers(2) as pool:
         *_, (_, result) = pool.map(abs, range(44))
         with pytest.raises(AssertionError, match="a process was started"):
