@@ -80,6 +80,9 @@ def _align(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     align.add_argument("--iterations", type=int, help="iterations of EM in each stage of training (10)")
     align.add_argument("--resample", action="store_true", help="convert recordings of another sample rate")
+    align.add_argument(
+        "--jobs", type=int, help="processes at most that read, align and draw (the cores that this one may use)"
+    )
     align.add_argument("--no-pictures", action="store_true", help="draw none")
 
     def run(given: argparse.Namespace) -> int:

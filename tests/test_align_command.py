@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import io as io_of_text
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ import torch
 
 from pytorch_hmm import io
 from pytorch_hmm.__main__ import main
+from pytorch_hmm.speech import workers
 from pytorch_hmm.speech.labels import read_ctm, read_htk, read_textgrid
 from pytorch_hmm.speech.outputs import Outputs
 from tests.helpers.speech import WORDS, utterance, write_utterance
@@ -188,6 +190,68 @@ def test_bad_files_are_named_and_passed_over(whole, corpus, tmp_path, capsys):
     assert summary(out)["anna/rate"]["status"] == "aligned"
 
 
+def test_files_of_what_fails_now_are_withdrawn_until_it_is_mended(whole, corpus, tmp_path, capsys):
+    """With them goes what an earlier run wrote in other formats of a recording that comes out otherwise."""
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(corpus, folder)
+    shutil.copytree(whole, out)
+    mine = out / "anna" / "2.notes"
+    mine.write_text("not this tool's")
+    sound = folder / "anna" / "2.wav"
+    content = sound.read_bytes()
+    sound.write_bytes(content[:9001])
+    command = ["align", str(folder), "--out", str(out), "--model", str(whole / "model.safetensors")]
+    assert main([*command, "--no-pictures"]) == 1
+    withdrawn = out / ".align" / "withdrawn"
+    told = f"warning: 1 recording failed, but not before: the old files are in {withdrawn}\n"
+    assert told in capsys.readouterr().err
+    assert summary(out)["anna/2"]["status"] == "failed"
+    assert [*out.glob("anna/2.*")] == [mine]
+    endings = (".TextGrid", ".words.ctm", ".phones.ctm", ".lab", ".png")
+    before = {name: content for name, content in files(whole).items() if name.startswith("anna/")}
+    others = {f"anna/1{ending}" for ending in endings[1:]}  # its speaker's mean is another now
+    moved = {f"anna/2{ending}" for ending in endings} | others
+    assert {name: before[name] for name in moved} == {
+        name: content for name, content in files(withdrawn).items() if name != "anna/2.json"
+    }
+    assert files(out)["bert/1.png"] == files(whole)["bert/1.png"]
+    assert main([*command, "--no-pictures"]) == 1  # is told once
+    assert told not in capsys.readouterr().err
+    kept = (withdrawn / "anna" / "2.TextGrid").stat().st_mtime_ns
+    sound.write_bytes(content)
+    mine.unlink()
+    assert main([*command, *FORMATS]) == 0
+    assert (out / "anna" / "2.TextGrid").stat().st_mtime_ns == kept
+    assert {name for name in files(withdrawn)} == others
+    shutil.rmtree(withdrawn)
+    assert files(out) == files(whole)
+
+
+def test_workers_write_what_one_process_writes(whole, corpus, tmp_path, monkeypatch, capsys):
+    """The trained model is there already, as after an interruption."""
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(corpus, folder)
+    for name in ("a", "z"):
+        write_utterance(folder, f"anna/{name}", ["<sil>"], 5)
+    (folder / "anna" / "a.phones").write_text("qu\tQX\n")
+    (folder / "anna" / "z.wav").write_bytes(b"no sound")
+    (out / ".align").mkdir(parents=True)
+    for name in ("model.safetensors", ".align/model.json"):
+        shutil.copy(whole / name, out / name)
+    started = []
+    start, make = workers._Worker._started, workers.ThreadPoolExecutor
+    monkeypatch.setattr(workers, "ThreadPoolExecutor", lambda jobs: make(1))  # one process is enough
+    monkeypatch.setattr(workers._Worker, "_started", lambda self: started.append(self) or start(self))
+    monkeypatch.setattr(workers, "WORTH", -math.inf)
+    assert main(["align", str(folder), "--out", str(out), *FORMATS, *FAST, "--jobs", "2"]) == 1
+    assert len(started) == 4 + 4  # the first two are done here
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert [line.split(":")[0] for line in skipped] == ["skipped anna/a", "skipped anna/z"]
+    written, wanted = files(out), files(whole)
+    assert written.pop("summary.csv") != wanted["summary.csv"]
+    assert written == {name: content for name, content in wanted.items() if name != "summary.csv"}
+
+
 def test_words_by_a_lexicon(tmp_path, corpus, capsys):
     folder, out = tmp_path / "corpus", tmp_path / "out"
     shutil.copytree(corpus, folder)
@@ -243,6 +307,7 @@ def test_a_phone_not_heard_in_training(tmp_path, whole, capsys):
         (["{empty}", "--out", "{out}"], "no .wav or .flac files in "),
         (["{corpus}", "--out", "{corpus}"], "--out: expected another folder than the corpus"),
         (["{corpus}", "--out", "{file}/out"], "--out: cannot write to "),
+        (["{corpus}", "--out", "{out}", "--jobs", "0"], "--jobs: expected at least 1, got 0"),
         (
             ["{corpus}", "--out", "{out}", "--format", "praat"],
             "--format: expected some of textgrid, ctm, htk, got 'praat'",
@@ -302,7 +367,7 @@ def test_ctrl_c(corpus, tmp_path, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pytorch_hmm.speech.align.save_figure", stop)
+    monkeypatch.setattr("pytorch_hmm.speech.utterance.save_figure", stop)
     assert main(["align", str(corpus), "--out", str(tmp_path / "out"), *FAST]) == 130
     assert capsys.readouterr().err.endswith("pytorch_hmm: interrupted\n")
 
@@ -441,7 +506,7 @@ def test_a_disk_that_fills_up_at_any_time(corpus, whole, tmp_path, monkeypatch, 
         fsync(handle)
 
     command = ["align", str(corpus), "--out", str(out), *FORMATS, *FAST]
-    monkeypatch.setattr("pytorch_hmm.speech.align.save_figure", lambda figure, path: io.replace(path, b"picture"))
+    monkeypatch.setattr("pytorch_hmm.speech.utterance.save_figure", lambda figure, path: io.replace(path, b"picture"))
     monkeypatch.setattr(io.os, "fsync", full)
     is_enough = after >= 4 * 6 + 1
     assert main(command) == (0 if is_enough else 2)

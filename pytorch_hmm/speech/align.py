@@ -7,38 +7,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
-from ..plotting import plot_alignment, save_figure
 from .aligner import PhoneAligner
-from .audio import read_audio
-from .compile import problem_of
-from .console import let_go
-from .corpus import (
-    Lexicon,
-    Recording,
-    TranscriptError,
-    Word,
-    find_orphans,
-    find_recordings,
-    read_lexicon,
-    read_transcript,
-)
-from .features import extract, log_energy, log_mel
-from .labels import Segment, write_ctm, write_htk, write_textgrid
+from .console import let_go, told
+from .corpus import Lexicon, Recording, TranscriptError, find_orphans, find_recordings, read_lexicon
 from .labels.segment import read_text
 from .outputs import BusyError, Outputs, Record, digest, file_digest
 from .settings import AlignerSettings
-
-FORMATS = {"textgrid": (".TextGrid",), "ctm": (".words.ctm", ".phones.ctm"), "htk": (".lab",)}
+from .utterance import FORMATS, Aligning, Loaded, Reading, Task
+from .workers import WorkerError, Workers, cores
 
 
 class AlignError(Exception):
@@ -59,6 +43,8 @@ class AlignOptions:
     settings: AlignerSettings = AlignerSettings()  # noqa: RUF009
     no_transcripts: tuple[Path, ...] = ()
     """Text files that may lie in the corpus, such as the lexicon."""
+    jobs: int = 1
+    """Processes at most that read, align and write."""
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> AlignOptions:
@@ -70,6 +56,9 @@ class AlignOptions:
         formats = tuple(dict.fromkeys(kind.strip() for kind in given.format.split(",")))
         if not formats or not set(formats) <= set(FORMATS):
             raise AlignError(f"--format: expected some of {', '.join(FORMATS)}, got {given.format!r}")
+        jobs = cores() if given.jobs is None else given.jobs
+        if jobs < 1:
+            raise AlignError(f"--jobs: expected at least 1, got {jobs}")
         settings = AlignerSettings()
         try:
             if given.iterations is not None:
@@ -78,23 +67,13 @@ class AlignOptions:
                 settings = replace(settings, classes=_classes(given.classes))
             settings = replace(settings, silence=given.silence)
         except (OSError, ValueError) as error:
-            raise AlignError(_told(error)) from None
+            raise AlignError(told(error)) from None
         pictures = not given.no_pictures
         texts = tuple(path for path in (given.lexicon, given.classes) if path is not None)
         resample = given.resample
-        return cls(given.corpus, given.out, given.lexicon, given.model, formats, pictures, resample, settings, texts)
-
-
-class Loaded(NamedTuple):
-    """A recording that could be read."""
-
-    recording: Recording
-    features: Tensor
-    energy: Tensor
-    seconds: float
-    words: list[Word]
-    digest: str
-    """Of sound and transcript."""
+        return cls(
+            given.corpus, given.out, given.lexicon, given.model, formats, pictures, resample, settings, texts, jobs
+        )
 
 
 def run(options: AlignOptions) -> int:
@@ -110,7 +89,7 @@ def run(options: AlignOptions) -> int:
         recordings, problems = find_recordings(options.corpus, leave_out=options.out)
         _say_orphans(find_orphans(options.corpus, options.out, options.no_transcripts))
     except OSError as error:
-        raise AlignError(_told(error)) from None
+        raise AlignError(told(error)) from None
     except TranscriptError as error:
         raise AlignError(f"--lexicon: {error}") from None
     if not recordings and not problems:
@@ -137,22 +116,23 @@ def _run(
     if options.model is not None:
         aligner = _loaded_model(options.model)
         settings = aligner.settings
-    loaded = {}
-    for recording in _bar(recordings, "reading"):
-        try:
-            loaded[recording.name] = _load(recording, settings, lexicon, options.resample)
-        except (ValueError, OSError) as error:  # AudioError, TranscriptError, what problem_of says
-            problems[recording.name] = _told(error)
-            _say_skipped(recording.name, problems[recording.name])
-    if not loaded:
-        outputs.summarise({}, problems)
-        raise AlignError(f"no recording in {options.corpus} can be used: {next(iter(problems.values()))}")
-    if aligner is None:
-        aligner, model_file = _trained(options, outputs, loaded), outputs.model
-    else:
-        model_file = Path(options.model or "")
-    records = _align_all(options, outputs, aligner, file_digest(model_file), loaded, problems)
-    return records, outputs.summarise(records, problems)
+    with Workers(options.jobs) as workers:
+        loaded, job = {}, Reading(settings, lexicon, options.resample)
+        for recording, read in _bar(workers.map(job, recordings), "reading", len(recordings)):
+            try:
+                loaded[recording.name] = read.result()
+            except (ValueError, OSError) as error:  # AudioError, TranscriptError, what problem_of says, WorkerDied
+                problems[recording.name] = told(error)
+                _say_skipped(recording.name, problems[recording.name])
+        if not loaded:
+            _conclude(outputs, {}, problems)
+            raise AlignError(f"no recording in {options.corpus} can be used: {next(iter(problems.values()))}")
+        if aligner is None:
+            aligner, file = _trained(options, outputs, loaded), outputs.model
+        else:
+            file = Path(options.model or "")
+        records = _align_all(options, outputs, workers, (aligner, file), loaded, problems)
+    return records, _conclude(outputs, records, problems)
 
 
 def _classes(path: Path) -> dict[str, str]:
@@ -170,22 +150,11 @@ def _classes(path: Path) -> dict[str, str]:
     return found
 
 
-def _load(recording: Recording, settings: AlignerSettings, lexicon: Lexicon | None, resample: bool) -> Loaded:
-    words = read_transcript(recording.transcript, lexicon)
-    rate = settings.features.sample_rate
-    samples = read_audio(recording.audio, rate, resample=resample)
-    content = digest(file_digest(recording.audio), words)
-    features, energy = extract(samples, settings.features), log_energy(samples, rate)
-    if (problem := problem_of(settings, features, words)) is not None:
-        raise problem
-    return Loaded(recording, features, energy, len(samples) / rate, words, content)
-
-
 def _loaded_model(path: Path) -> PhoneAligner:
     try:
         return PhoneAligner.load(path)
     except (OSError, ValueError) as error:
-        raise AlignError(f"--model: {_told(error)}") from None
+        raise AlignError(f"--model: {told(error)}") from None
 
 
 def _trained(options: AlignOptions, outputs: Outputs, loaded: dict[str, Loaded]) -> PhoneAligner:
@@ -220,65 +189,46 @@ def _trained(options: AlignOptions, outputs: Outputs, loaded: dict[str, Loaded])
 def _align_all(
     options: AlignOptions,
     outputs: Outputs,
-    aligner: PhoneAligner,
-    model: str,
+    workers: Workers,
+    model: tuple[PhoneAligner, Path],
     loaded: dict[str, Loaded],
     problems: dict[str, str],
 ) -> dict[str, Record]:
     """Align and write what is not yet; the records of all that are. `problems` gets the others."""
-    records = {}
+    aligner, file = model
+    job, number = Aligning(aligner, options.out, options.formats, options.pictures), file_digest(file)
     speakers = {name: one.recording.speaker for name, one in loaded.items()}
     # a speaker's mean and variance are those of all that was read of him
-    voices = {
-        speaker: digest(sorted(one.digest for one in loaded.values() if one.recording.speaker == speaker))
-        for speaker in speakers.values()
-    }
-    normalised = aligner.normalise({name: one.features for name, one in loaded.items()}, speakers)
-    endings = [ending for kind in options.formats for ending in FORMATS[kind]] + [".png"] * options.pictures
-    for name, one in _bar(loaded.items(), "aligning"):
-        key = digest(model, name, one.digest, voices[one.recording.speaker])
-        record = outputs.record(name, key, endings)
-        if record is None:
-            try:
-                with warnings.catch_warnings(record=True) as told:
-                    warnings.simplefilter("always")
-                    found = aligner.align(normalised[name], one.words)
-                for warning in told:
-                    tqdm.write(f"{name}: {warning.message}", file=sys.stderr)
-                size = len(one.features), aligner.settings.features.frame_shift, one.seconds
-                phones, words = (_within(tier, *size) for tier in (found.phones, found.words))
-                _write(options, outputs, one, phones, words)
-            except ValueError as error:  # a name that a format has no place for
-                problems[name] = _told(error)
-                _say_skipped(name, problems[name])
-                continue
-            confidence = sum(phone.confidence for phone in phones) / len(phones)
-            record = Record(one.seconds, found.log_likelihood / len(one.features), confidence)
-            outputs.finish(name, key, record)
-        records[name] = record
-    return records
+    spoken: dict[str, list[str]] = {}
+    for one in loaded.values():
+        spoken.setdefault(one.recording.speaker, []).append(one.digest)
+    voices = {speaker: digest(sorted(digests)) for speaker, digests in spoken.items()}
+    keys = {name: digest(number, name, one.digest, voices[speakers[name]]) for name, one in loaded.items()}
+    known = {name: outputs.record(name, key, job.endings) for name, key in keys.items()}
+    records = {name: record for name, record in known.items() if record is not None}
+    left = [name for name in loaded if name not in records]
+    norms = aligner.voices({name: one.features for name, one in loaded.items()}, speakers) if left else {}
+    tasks = [Task(loaded[name], keys[name], norms[name]) for name in left]
+    for task, done in _bar(workers.map(job, tasks), "aligning", len(loaded), len(records)):
+        name = task.one.recording.name
+        try:
+            records[name], told_of = done.result()
+        except ValueError as error:  # a name that a format has no place for
+            problems[name] = told(error)
+            _say_skipped(name, problems[name])
+        else:
+            for warning in told_of:
+                tqdm.write(f"{name}: {warning}", file=sys.stderr)
+    return {name: records[name] for name in loaded if name in records}
 
 
-def _write(options: AlignOptions, outputs: Outputs, one: Loaded, phones: list[Segment], words: list[Segment]) -> None:
-    """An utterance's files."""
-    name, has_words = one.recording.name, any(word.label for word in one.words)
-    tiers = {"words": words, "phones": phones} if has_words else {"phones": phones}
-    if "textgrid" in options.formats:
-        write_textgrid(outputs.path(name, ".TextGrid"), tiers, end=one.seconds)
-    if "ctm" in options.formats:
-        write_ctm(outputs.path(name, ".words.ctm"), {name: words if has_words else []}, decimals=3)
-        write_ctm(outputs.path(name, ".phones.ctm"), {name: phones}, decimals=3)
-    if "htk" in options.formats:
-        write_htk(outputs.path(name, ".lab"), phones, words if has_words else None)
-    if options.pictures:
-        figure = plot_alignment(log_mel(read_audio(one.recording.audio)), tiers, title=name)
-        save_figure(figure, outputs.path(name, ".png"))
-
-
-def _within(segments: Iterable[Segment], num_frames: int, hop: float, seconds: float) -> list[Segment]:
-    """Segments of whole frames as those of the recording, whose end the last frame does not quite meet."""
-    whole = num_frames * hop - 1e-6
-    return [segment._replace(end=seconds) if segment.end >= whole else segment for segment in segments]
+def _conclude(outputs: Outputs, records: dict[str, Record], problems: dict[str, str]) -> Path:
+    """The table, with nothing beside it of what failed now."""
+    moved = sum(outputs.withdraw(name) for name in problems)
+    if moved:
+        what = "1 recording" if moved == 1 else f"{moved} recordings"
+        tqdm.write(f"warning: {what} failed, but not before: the old files are in {outputs.withdrawn}", file=sys.stderr)
+    return outputs.summarise(records, problems)
 
 
 @contextmanager
@@ -287,14 +237,16 @@ def _errors_of_disk(out: Path) -> Iterator[None]:
         yield
     except BusyError as error:
         raise AlignError(f"--out: {error}") from None
+    except WorkerError as error:
+        raise AlignError(f"--jobs: {error}") from None
     except OSError as error:
         raise AlignError(
             f"--out: cannot write to {out}: {error.strerror or error}; what is finished there stays"
         ) from None
 
 
-def _bar(items: Any, what: str) -> Any:
-    return tqdm(items, desc=what, unit="file", total=len(items))
+def _bar(items: Any, what: str, total: int, done: int = 0) -> Any:
+    return tqdm(items, desc=what, unit="file", total=total, initial=done)
 
 
 def _say_skipped(name: str, reason: str) -> None:
@@ -306,13 +258,6 @@ def _say_orphans(names: Sequence[str]) -> None:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         what = "transcript has" if len(names) == 1 else "transcripts have"
         tqdm.write(f"warning: {len(names)} {what} no recording: {', '.join(names[:5])}{more}", file=sys.stderr)
-
-
-def _told(error: Exception) -> str:
-    """One line."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 def _report(records: dict[str, Record], problems: dict[str, str], table: Path) -> None:

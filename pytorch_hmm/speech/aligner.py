@@ -18,7 +18,7 @@ from hmm_functional.emissions import GaussianMixture
 
 from .compile import Words, compile_words, inventory_of, phones_of, problem_of
 from .corpus import Word
-from .deltas import add_deltas, by_speaker, cmvn, normaliser
+from .deltas import Normaliser, Slopes, add_deltas, by_speaker, cmvn, normaliser, voices_of
 from .embedded import make_batches, with_laws
 from .labels import Segment
 from .settings import AlignerSettings
@@ -105,6 +105,16 @@ class PhoneAligner:
         with_slopes = {name: add_deltas(x, self.settings.delta_window) for name, x in features.items()}
         return cmvn(with_slopes, speakers)
 
+    def voices(
+        self, features: Mapping[str, Tensor], speakers: Mapping[str, str] | None = None
+    ) -> dict[str, Normaliser]:
+        """Of each utterance what `normalise` does to its features with slopes, those of its speaker together.
+
+        Args:
+            features, speakers: as `normalise` takes them.
+        """
+        return voices_of(features, speakers, self.settings.delta_window)
+
     def fit(
         self,
         features: Mapping[str, Tensor],
@@ -137,21 +147,24 @@ class PhoneAligner:
             first = next(iter(skipped.items()), None)
             reason = "there is none" if first is None else f"{first[0]}: {first[1]}"
             raise ValueError(f"features: expected at least one utterance that can be used; {reason}")
-        slopes = {name: add_deltas(features[name].to(torch.float32), settings.delta_window) for name in names}
-        average, x = normaliser(list(slopes.values())), cmvn(slopes, speakers)
-        del slopes
+        raw = [features[name] for name in names]
+        average = normaliser(Slopes(raw, settings.delta_window))
+        voices = voices_of(dict(zip(names, raw, strict=True)), speakers, settings.delta_window)
+        x = Slopes(raw, settings.delta_window, [voices[name] for name in names])
         inventory = inventory_of(settings, [transcripts[name] for name in names])
         like = torch.zeros(1, inventory.num_symbols * inventory.states, dtype=torch.float64)
         graphs = [compile_words(settings, inventory, transcripts[name], like)[0] for name in names]
-        batches = make_batches([x[name] for name in names], graphs, settings.batch_frames)
+        batches = make_batches(x, graphs, settings.batch_frames)
+        del graphs
         levels = {name: features[name][:, 0] if energies is None else energies[name] for name in names}
         quiet = _quiet(levels, speakers)
-        trainer = Trainer(settings, inventory, batches, [x[n] for n in names], [quiet[n] for n in names], progress)
+        trainer = Trainer(settings, inventory, batches, x, [quiet[n] for n in names], progress)
+        del quiet
         estimator, model, sums, steps = trainer.run()
         self._learnt = Learnt(inventory, estimator.laws, model, sums.durations[:, 1], average)
         used = model.emission.log_weights > -inf
         self.report = TrainingReport(
-            steps, skipped, len(names), sum(map(len, x.values())), int(used.sum()), time.perf_counter() - started
+            steps, skipped, len(names), sum(map(len, raw)), int(used.sum()), time.perf_counter() - started
         )
         return self.report
 

@@ -1,4 +1,4 @@
-"""Standard output, which may be closed, full, or a pipe that nobody reads."""
+"""Standard output, which may be closed, full, or a pipe that nobody reads; and errors as one line."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def let_go(sink: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sink.fileno())
         os.close(nowhere)
+
+
+def told(error: Exception) -> str:
+    """One line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -58,13 +58,57 @@ class Normaliser(NamedTuple):
         return ((x - self.mean) / self.deviation).to(x.dtype)
 
 
-def normaliser(features: list[Tensor]) -> Normaliser:
+def normaliser(features: Sequence[Tensor]) -> Normaliser:
     """Of all frames of a list of (T, D), summed in float64."""
-    count = sum(len(x) for x in features)
-    mean = torch.stack([x.to(torch.float64).sum(0) for x in features]).sum(0) / count
-    squares = torch.stack([(x.to(torch.float64) - mean).square().sum(0) for x in features]).sum(0) / count
+    # one tensor of all sums: small ones, each beside frames that are let go, would keep the heap from shrinking
+    first, count = features[0], 0
+    sums = first.new_empty(len(features), first.shape[-1], dtype=torch.float64)
+    for row, x in zip(sums, features, strict=True):
+        row.copy_(x.to(torch.float64).sum(0))
+        count += len(x)
+    mean = sums.sum(0) / count
+    for row, x in zip(sums, features, strict=True):
+        row.copy_((x.to(torch.float64) - mean).square().sum(0))
+    squares = sums.sum(0) / count
     deviation = squares.sqrt()
     return Normaliser(mean, deviation.where(deviation > 1e-8 * (1.0 + mean.abs()), 1.0))
+
+
+class Slopes(Sequence[Tensor]):
+    """`add_deltas` of features (T, D), and these normalised, made when they are asked for: a third of the memory.
+
+    Args:
+        window: as `add_deltas`.
+        voices: of each one's speaker; default none.
+    """
+
+    def __init__(self, features: Sequence[Tensor], window: int, voices: Sequence[Normaliser] | None = None) -> None:
+        self._features, self._window, self._voices = features, window, voices
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        x = add_deltas(self._features[index].to(torch.float32), self._window)
+        return x if self._voices is None else self._voices[index](x)
+
+
+def voices_of(
+    features: Mapping[str, Tensor], speakers: Mapping[str, str] | None = None, window: int = 2
+) -> dict[str, Normaliser]:
+    """Of each utterance: mean and deviation of its speaker's features with slopes. See `cmvn`."""
+    found = {}
+    for own in by_speaker(features, speakers):
+        found.update(dict.fromkeys(own, normaliser(Slopes([features[name] for name in own], window))))
+    return found
 
 
 def by_speaker(names: Iterable[str], speakers: Mapping[str, str] | None) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
@@ -181,17 +181,30 @@ def with_laws(graph: AlignmentGraph, laws: Sequence[int]) -> AlignmentGraph:
     return graph._replace(labels=torch.tensor(laws)[graph.labels])
 
 
-def make_batches(features: Sequence[Tensor], graphs: Sequence[AlignmentGraph], batch_frames: int) -> list[Batch]:
+class Batches:
+    """Batches of features that are put side by side each time they are gone through, so that none is held."""
+
+    def __init__(self, features: Sequence[Tensor], groups: Sequence[Sequence[int]], graphs: Sequence[AlignmentGraph]):
+        self._features, self._groups = features, groups
+        self.graphs = [hf.stack_graphs([graphs[i] for i in group]) for group in groups]
+        """Of each batch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for group, graph in zip(self._groups, self.graphs, strict=True):
+            yield Batch(*padded([self._features[i] for i in group]), graph)
+
+
+def make_batches(features: Sequence[Tensor], graphs: Sequence[AlignmentGraph], batch_frames: int) -> Batches:
     """Utterances of like length together, at most `batch_frames` frames with their padding, or one utterance."""
-    order = sorted(range(len(features)), key=lambda i: (len(features[i]), i))
+    return Batches(features, of_like_length([len(x) for x in features], batch_frames), graphs)
+
+
+def of_like_length(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Places of sequences in groups of like length, at most so many frames with their padding, or one sequence."""
     groups: list[list[int]] = []
-    for i in order:
-        if groups and (len(groups[-1]) + 1) * len(features[i]) <= batch_frames:
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[i] <= most:
             groups[-1].append(i)
         else:
             groups.append([i])
-    batches = []
-    for group in groups:
-        x, lengths = padded([features[i] for i in group])
-        batches.append(Batch(x, lengths, hf.stack_graphs([graphs[i] for i in group])))
-    return batches
+    return groups

@@ -36,16 +36,78 @@ class BusyError(RuntimeError):
     """Another process writes to the folder."""
 
 
-class Outputs:
-    """A folder of results; one process at a time writes to it.
+class Folder:
+    """A folder of results, and what is known of them in its hidden folder `.align`.
+
+    What belongs to a record that does not hold any more is moved to `.align/withdrawn`, from where it comes back once
+    the record holds again.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._state = self.folder / ".align"
+        self._finished = self._state / "finished"
+        self.withdrawn = self._state / "withdrawn"
+
+    def path(self, name: str, ending: str) -> Path:
+        """Where an utterance's file goes; its folder is made."""
+        return _with_folder(self.folder / f"{name}{ending}")
+
+    def record(self, name: str, key: str, endings: Iterable[str]) -> Record | None:
+        """What is known of an utterance, if it holds and all its files are there."""
+        if not _of(self._finished, name).is_file():
+            self._bring_back(name, key)
+        known = _read(_of(self._finished, name))
+        if known is None or known.get("key") != key:
+            return None
+        if not all((self.folder / f"{name}{ending}").is_file() for ending in endings):
+            return None
+        with suppress(KeyError, TypeError, ValueError):
+            return Record(*(float(known[field]) for field in Record._fields))
+        return None
+
+    def finish(self, name: str, key: str, record: Record, endings: Iterable[str]) -> None:
+        """Note that an utterance's files are all written; those of an earlier record are withdrawn."""
+        known, written = _read(_of(self._finished, name)) or {}, {*endings}
+        others = {*_endings(known)} - written
+        if known.get("key") == key:
+            written |= others
+        else:
+            self._move(name, others, self.folder, self.withdrawn)
+        content = {"key": key, **record._asdict(), "files": sorted(written)}
+        _write(_of(self._finished, name), content)
+
+    def withdraw(self, name: str) -> bool:
+        """Take away an utterance's files and its record; whether there were any."""
+        known = _read(_of(self._finished, name))
+        if known is None:
+            return False
+        self._move(name, _endings(known), self.folder, self.withdrawn)
+        self._move(name, [".json"], self._finished, self.withdrawn)  # the last, so that a killed process is made up for
+        return True
+
+    def _bring_back(self, name: str, key: str) -> None:
+        known = _read(_of(self.withdrawn, name))
+        if known is not None and known.get("key") == key:
+            self._move(name, _endings(known), self.withdrawn, self.folder)
+            self._move(name, [".json"], self.withdrawn, self._finished)
+
+    @staticmethod
+    def _move(name: str, endings: Iterable[str], source: Path, target: Path) -> None:
+        for ending in endings:
+            with suppress(FileNotFoundError):  # it was deleted
+                os.replace(source / f"{name}{ending}", _with_folder(target / f"{name}{ending}"))
+
+
+class Outputs(Folder):
+    """A folder that one process at a time, with its workers, writes to.
 
     Raises:
         OSError: it cannot be made or written to. BusyError: another process is at it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        self._state = self.folder / ".align"
+        super().__init__(folder)
         self._state.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._state / "lock")
         for left in self.folder.rglob(".*.????????.part"):  # of a process that was killed
@@ -54,12 +116,6 @@ class Outputs:
     def close(self) -> None:
         """Let others write."""
         os.close(self._lock)
-
-    def path(self, name: str, ending: str) -> Path:
-        """Where an utterance's file goes; its folder is made."""
-        path = self.folder / f"{name}{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     @property
     def model(self) -> Path:
@@ -73,22 +129,7 @@ class Outputs:
 
     def keep_model(self, key: str) -> None:
         """Note what the model there was trained on."""
-        self._write(self._state / "model.json", {"key": key, "digest": file_digest(self.model)})
-
-    def record(self, name: str, key: str, endings: Iterable[str]) -> Record | None:
-        """What is known of an utterance, if it holds and all its files are there."""
-        known = _read(self._state / "finished" / f"{name}.json")
-        if known is None or known.get("key") != key:
-            return None
-        if not all((self.folder / f"{name}{ending}").is_file() for ending in endings):
-            return None
-        with suppress(KeyError, TypeError):
-            return Record(*(float(known[field]) for field in Record._fields))
-        return None
-
-    def finish(self, name: str, key: str, record: Record) -> None:
-        """Note that an utterance's files are all written."""
-        self._write(self._state / "finished" / f"{name}.json", {"key": key, **record._asdict()})
+        _write(self._state / "model.json", {"key": key, "digest": file_digest(self.model)})
 
     def summarise(self, records: dict[str, Record], problems: dict[str, str]) -> Path:
         """Write the table of all utterances; its path."""
@@ -105,10 +146,6 @@ class Outputs:
         replace(path, text.getvalue().encode(errors="backslashreplace"))
         return path
 
-    def _write(self, path: Path, content: dict[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps(content).encode())
-
 
 def digest(*parts: Any) -> str:
     """A number that stands for all of these, which JSON can hold."""
@@ -119,6 +156,26 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """A number that stands for a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of(folder: Path, name: str) -> Path:
+    """An utterance's record in a folder of such."""
+    return folder / f"{name}.json"
+
+
+def _endings(known: dict[str, Any]) -> list[str]:
+    """What the files of a record end on."""
+    found = known.get("files")
+    return [ending for ending in found if isinstance(ending, str)] if isinstance(found, list) else []
+
+
+def _with_folder(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    replace(_with_folder(path), json.dumps(content).encode())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

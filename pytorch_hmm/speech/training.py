@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from math import inf
 from typing import Any, NamedTuple
 
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor
 
 from hmm_functional.emissions import Gaussian, GaussianParameters, MixtureParameters
-from hmm_functional.learning import HMMParameters, add, em_step
+from hmm_functional.learning import HMMParameters, add, expected_statistics, maximize
 from hmm_functional.posterior import forward_backward
 
 from ..data import padded
-from .embedded import Acoustics, Batch, Classes, Estimator, Sums
+from .embedded import Acoustics, Batches, Classes, Estimator, Sums, of_like_length
 from .settings import AlignerSettings
 
 _SPLIT = 0.2
 """Standard deviations that the halves of a Gaussian begin apart from where it was (The HTK Book, section 10.6)."""
+_SILENCE_FRAMES = 2**18
+"""Frames whose energies are looked at side by side."""
 
 
 class TrainingStep(NamedTuple):
@@ -83,17 +86,27 @@ def silence_shares(energies: Sequence[Tensor]) -> list[Tensor]:
     spread = values.var(correction=0)
     if not spread > 0:
         return [torch.full((len(x),), 0.5, dtype=torch.float64) for x in energies]
-    x, lengths = padded([x.to(torch.float64) for x in energies])
+    groups = [sorted(group) for group in of_like_length([len(x) for x in energies], _SILENCE_FRAMES)]
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for group in groups:
+            x, lengths = padded([energies[i].to(torch.float64) for i in group])
+            yield x[..., None], lengths
+
     half = torch.full((2,), 0.5, dtype=torch.float64).log()
     transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64).log()
     start = GaussianParameters(torch.stack([low, high])[:, None], (0.25 * spread).expand(2, 1).clone())
     model, family = HMMParameters(half, transition, start), Gaussian("diag", float(0.01 * spread))
     for _ in range(20):
-        model, _ = em_step(model, family, x[..., None], lengths=lengths)
-    emission = family.log_prob(x[..., None], model.emission)
-    found = forward_backward(model.log_initial, model.log_transition, emission, lengths=lengths).log_posteriors.exp()
+        sums = [expected_statistics(model, family, x, lengths=lengths) for x, lengths in batches()]
+        model = maximize(add(*sums), model, family)
     quiet = int(model.emission.means[:, 0].argmin())
-    return [row[:n, quiet] for row, n in zip(found, lengths.tolist(), strict=True)]
+    found = {}
+    for group, (x, lengths) in zip(groups, batches(), strict=True):
+        emission = family.log_prob(x, model.emission)
+        own = forward_backward(model.log_initial, model.log_transition, emission, lengths=lengths).log_posteriors.exp()
+        found.update({i: row[:n, quiet].clone() for i, row, n in zip(group, own, lengths.tolist(), strict=True)})
+    return [found[i] for i in range(len(energies))]
 
 
 class Trainer:
@@ -108,17 +121,17 @@ class Trainer:
         self,
         settings: AlignerSettings,
         inventory: Inventory,
-        batches: Sequence[Batch],
+        batches: Batches,
         features: Sequence[Tensor],
         quiet: Sequence[Tensor],
         tell: Callable[[TrainingStep], Any] | None = None,
     ) -> None:
         self._settings, self._inventory, self._batches, self._tell = settings, inventory, batches, tell
-        self._frames = sum(len(x) for x in features)
-        self._whole = _moments(features, [torch.ones(len(x), dtype=torch.float64) for x in features])
+        self._frames = sum(len(q) for q in quiet)
+        self._whole = _moments(features, (torch.ones_like(q) for q in quiet))
         self._floor = settings.variance_floor * self._whole.covariances[0].clamp_min(1e-6)
         self._quiet = _moments(features, quiet)
-        self._loud = _moments(features, [1.0 - q for q in quiet])
+        self._loud = _moments(features, (1.0 - q for q in quiet))
         self._steps: list[TrainingStep] = []
         self._planned = (2 * len(settings.acoustic_scales) + 2) * settings.iterations
 
@@ -160,7 +173,7 @@ class Trainer:
 
     def _even_durations(self, count: int) -> Tensor:
         """(count, 2): all states of all transcripts last equally long."""
-        num_states = sum(int(batch.graph.token_index.ge(0).sum()) for batch in self._batches)
+        num_states = sum(int(graph.token_index.ge(0).sum()) for graph in self._batches.graphs)
         leave = min(0.5, num_states / self._frames)
         return torch.tensor([[1.0 - leave, leave]], dtype=torch.float64).log().expand(count, 2)
 
@@ -264,13 +277,13 @@ def split(model: Acoustics, wanted: Sequence[int]) -> Acoustics:
     return Acoustics(MixtureParameters(new_weights, new_means, new_variances), model.log_stay)
 
 
-def _moments(features: Sequence[Tensor], weights: Sequence[Tensor]) -> GaussianParameters:
+def _moments(features: Sequence[Tensor], weights: Iterable[Tensor]) -> GaussianParameters:
     """Mean and variances (1, D) of all frames under weights (T,)."""
     dim = features[0].shape[-1]
     family = Gaussian("diag", 0.0)
     start = GaussianParameters(torch.zeros(1, dim, dtype=torch.float64), torch.ones(1, dim, dtype=torch.float64))
-    sums = [
+    sums = (
         family.statistics(x.to(torch.float64), w[:, None].to(torch.float64), start)
         for x, w in zip(features, weights, strict=True)
-    ]
-    return family.m_step(add(*sums), start)
+    )
+    return family.m_step(reduce(add, sums), start)
