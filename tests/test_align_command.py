@@ -238,13 +238,12 @@ def test_workers_write_what_one_process_writes(whole, corpus, tmp_path, monkeypa
     (out / ".align").mkdir(parents=True)
     for name in ("model.safetensors", ".align/model.json"):
         shutil.copy(whole / name, out / name)
-    started = []
-    start, make = workers._Worker._started, workers.ThreadPoolExecutor
-    monkeypatch.setattr(workers, "ThreadPoolExecutor", lambda jobs: make(1))  # one process is enough
-    monkeypatch.setattr(workers._Worker, "_started", lambda self: started.append(self) or start(self))
+    started, make = [], workers.ProcessPoolExecutor
+    # one process is enough
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda size, *how: started.append(size) or make(1, *how))
     monkeypatch.setattr(workers, "WORTH", -math.inf)
     assert main(["align", str(folder), "--out", str(out), *FORMATS, *FAST, "--jobs", "2"]) == 1
-    assert len(started) == 4 + 4  # the first two are done here
+    assert started == [2, 2]
     skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
     assert [line.split(":")[0] for line in skipped] == ["skipped anna/a", "skipped anna/z"]
     written, wanted = files(out), files(whole)

@@ -22,7 +22,7 @@ from .labels.segment import read_text
 from .outputs import BusyError, Outputs, Record, digest, file_digest
 from .settings import AlignerSettings
 from .utterance import FORMATS, Aligning, Loaded, Reading, Task
-from .workers import WorkerError, Workers, cores
+from .workers import WorkerError, cores, spread
 
 
 class AlignError(Exception):
@@ -116,22 +116,22 @@ def _run(
     if options.model is not None:
         aligner = _loaded_model(options.model)
         settings = aligner.settings
-    with Workers(options.jobs) as workers:
-        loaded, job = {}, Reading(settings, lexicon, options.resample)
-        for recording, read in _bar(workers.map(job, recordings), "reading", len(recordings)):
+    loaded, job = {}, Reading(settings, lexicon, options.resample)
+    with spread(job, recordings, options.jobs) as results:
+        for recording, read in _bar(results, "reading", len(recordings)):
             try:
                 loaded[recording.name] = read.result()
             except (ValueError, OSError) as error:  # AudioError, TranscriptError, what problem_of says, WorkerDied
                 problems[recording.name] = told(error)
                 _say_skipped(recording.name, problems[recording.name])
-        if not loaded:
-            _conclude(outputs, {}, problems)
-            raise AlignError(f"no recording in {options.corpus} can be used: {next(iter(problems.values()))}")
-        if aligner is None:
-            aligner, file = _trained(options, outputs, loaded), outputs.model
-        else:
-            file = Path(options.model or "")
-        records = _align_all(options, outputs, workers, (aligner, file), loaded, problems)
+    if not loaded:
+        _conclude(outputs, {}, problems)
+        raise AlignError(f"no recording in {options.corpus} can be used: {next(iter(problems.values()))}")
+    if aligner is None:
+        aligner, file = _trained(options, outputs, loaded), outputs.model
+    else:
+        file = Path(options.model or "")
+    records = _align_all(options, outputs, (aligner, file), loaded, problems)
     return records, _conclude(outputs, records, problems)
 
 
@@ -189,7 +189,6 @@ def _trained(options: AlignOptions, outputs: Outputs, loaded: dict[str, Loaded])
 def _align_all(
     options: AlignOptions,
     outputs: Outputs,
-    workers: Workers,
     model: tuple[PhoneAligner, Path],
     loaded: dict[str, Loaded],
     problems: dict[str, str],
@@ -209,16 +208,17 @@ def _align_all(
     left = [name for name in loaded if name not in records]
     norms = aligner.voices({name: one.features for name, one in loaded.items()}, speakers) if left else {}
     tasks = [Task(loaded[name], keys[name], norms[name]) for name in left]
-    for task, done in _bar(workers.map(job, tasks), "aligning", len(loaded), len(records)):
-        name = task.one.recording.name
-        try:
-            records[name], told_of = done.result()
-        except ValueError as error:  # a name that a format has no place for
-            problems[name] = told(error)
-            _say_skipped(name, problems[name])
-        else:
-            for warning in told_of:
-                tqdm.write(f"{name}: {warning}", file=sys.stderr)
+    with spread(job, tasks, options.jobs) as results:
+        for task, done in _bar(results, "aligning", len(loaded), len(records)):
+            name = task.one.recording.name
+            try:
+                records[name], told_of = done.result()
+            except ValueError as error:  # a name that a format has no place for, WorkerDied
+                problems[name] = told(error)
+                _say_skipped(name, problems[name])
+            else:
+                for warning in told_of:
+                    tqdm.write(f"{name}: {warning}", file=sys.stderr)
     return {name: records[name] for name in loaded if name in records}
 
 
