@@ -279,35 +279,25 @@ class _Streams(HostStreams):
 
     def give_out(self) -> Any:
         """(B, m) of the steps that are final now."""
-        pending, width, delay = self.num_pending, len(self.pointers), self.given.max_delay
-        is_alive = self.message > -inf
-        is_lost = ~is_alive.any(-1) | (self.num_steps == 0)
-        best = np.where(is_alive, self.message, -inf).argmax(-1)
-        own = self.origins[np.arange(self.size), best]
-        is_wanted = ~is_lost & (pending > 0) & ~(is_alive & (self.origins != own[:, None])).any(-1)
-        if delay is not None:
-            is_wanted |= ~is_lost & (pending > delay)
-        traced = trellis.trace(self.pointers, is_alive, best, is_wanted)
-        count, remain, forced = trellis.met(traced.parting, is_alive, pending, width, delay)
-        count = np.where(is_lost, pending, np.where(is_wanted, count, 0))
-        path = np.where(is_lost, -1, traced.path)
-        states = trellis.rows_of(path, pending, count)
-        self.message = np.where(is_alive & ~remain & is_wanted[:, None], -inf, self.message)
-        self.num_forced = self.num_forced + np.where(is_wanted, forced, 0)
-        self.origins = self.origins.copy()
-        for b in np.flatnonzero(is_wanted & (count < pending)):
-            back = int(pending[b] - count[b]) - 1  # steps from the last to the first that is pending now
-            self.origins[b] = traced.seen[back][b] - b * self.message.shape[1]
-        self.num_committed = self.num_committed + count
-        self.pointers = self.pointers[width - int(self.num_pending.max(initial=0)) :]
-        return states
+        found = trellis.commit(
+            self.message, self.origins, self.pointers, self.num_steps, self.num_pending, self.given.max_delay
+        )
+        self.message, self.origins = found.message, found.origins
+        self.num_forced = self.num_forced + found.forced
+        self.num_committed = self.num_committed + found.count
+        self.drop()
+        return found.states
+
+    def drop(self) -> None:
+        """Leave out rows that no stream waits for."""
+        self.pointers = self.pointers[len(self.pointers) - int(self.num_pending.max(initial=0)) :]
 
     def rest(self, final: Any, is_ending: Any) -> Any:
         """(B, m) of all pending steps, with the weights `final` of the last one's states."""
         is_possible = (final > -inf).any(-1) & ~np.isnan(final).any(-1)
         best = np.where(final > -inf, final, -inf).argmax(-1)
         alone = np.zeros(final.shape, bool)
-        traced = trellis.trace(self.pointers, alone, best, is_ending)
+        traced = trellis.trace(self.pointers, alone, best, is_ending, self.num_pending)
         path = np.where(is_possible, traced.path, -1)
         return trellis.rows_of(path, self.num_pending, np.where(is_ending, self.num_pending, 0))
 
@@ -319,7 +309,7 @@ class _Streams(HostStreams):
         self.num_steps, self.num_committed, self.num_forced = (
             np.where(is_ended, 0, x) for x in (self.num_steps, self.num_committed, self.num_forced)
         )
-        self.pointers = self.pointers[len(self.pointers) - int(self.num_pending.max(initial=0)) :]
+        self.drop()
 
     def state(self) -> ViterbiStreamState:
         """These streams as a state."""
