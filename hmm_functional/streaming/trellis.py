@@ -124,9 +124,9 @@ def forward(
 ) -> Passed:
     """Take emissions (B, n, K), of which each stream reads its own first `lengths` (B,); n is at least 1."""
     if kernel.can_run(message):
-        scales = scaling.every, scaling.last, scaling.is_centred
-        counts = lengths, num_steps, num_pending
-        return Passed(*kernel.forward(moves.weights, moves.edges, scales, initial, message, origins, emission, counts))
+        scales, weights, edges = (scaling.every, scaling.last, scaling.is_centred), moves.weights, moves.edges
+        streams = initial, message, origins, emission, lengths, num_steps, num_pending
+        return Passed(*kernel.forward(weights, edges, scales, *streams))
     size, count, num_states = emission.shape
     states, base = np.arange(num_states), (np.arange(size) * num_states)[:, None]
     pointers = np.empty((count, size, num_states), np.int16 if num_states < 2**15 else np.int32)

@@ -243,7 +243,7 @@ class _Streams(HostStreams):
             self.flat(x, rank) for x, rank in zip(state[2:-1], (1, 1, 2, 1, 0, 0, 0), strict=True)
         )
         self.scale = scale.astype(np.float64).sum(-1)
-        self.pointers = np.ascontiguousarray(np.moveaxis(pointers, 1, 0))
+        self.pointers = np.ascontiguousarray(pointers.swapaxes(0, 1))
 
     @property
     def num_pending(self) -> Any:
@@ -251,16 +251,16 @@ class _Streams(HostStreams):
 
     def take(self, chain: Chain, emission: Any, lengths: Any) -> None:
         """Steps (B, n, K) of emissions."""
-        dtype, scaling = _arithmetic(chain, self.size)
         if isinstance(chain.structure, Factored):
             chain = chain.with_dense_transition()
+        dtype, scaling = _arithmetic(chain, self.size)
         weights = self.backend.to_numpy(self.backend.stop_gradient(chain.weights[0]))[:, 0]
         if len(weights) > 1:  # of their own batch axes
             weights = np.broadcast_to(
                 weights.reshape((*chain.batch_shape, *weights.shape[1:])), (*self.batch, *weights.shape[1:])
             ).reshape(self.size, *weights.shape[1:])
         moves = trellis.Moves(_on_host(chain, self.backend), weights, self.size, dtype)
-        initial = self.flat(self.given.log_initial, 1).astype(dtype)
+        initial = self.flat(self.given.log_initial, 1).astype(dtype, copy=False)
         passed = trellis.forward(
             moves,
             scaling,
@@ -314,9 +314,11 @@ class _Streams(HostStreams):
     def state(self) -> ViterbiStreamState:
         """These streams as a state."""
         given = self.given
-        pointers = np.moveaxis(self.pointers, 0, 1)
+        pointers = self.pointers.swapaxes(0, 1)
         rest = (self.origins.astype(np.int64, copy=False), self.num_steps, self.num_committed, self.num_forced)
-        initial = self.backend.xp.broadcast_to(given.log_initial, (*self.batch, given.log_initial.shape[-1]))
+        initial, shape = given.log_initial, (*self.batch, given.log_initial.shape[-1])
+        if tuple(initial.shape) != shape:
+            initial = self.backend.xp.broadcast_to(initial, shape)
         parts = (self.back(self.message), self.scale_back(self.scale), self.back(pointers), *map(self.back, rest))
         return ViterbiStreamState._make((initial, given.log_transition, *parts, given.max_delay))
 
@@ -332,8 +334,6 @@ def _on_host(chain: Chain, backend: Backend) -> Any:
 def _arithmetic(chain: Chain, size: int) -> tuple[Any, trellis.Scaling]:
     """What `viterbi` computes in, and when it scales: so that paths that differ by rounding alone win alike."""
     io = np.dtype(str(chain.emission.dtype).rpartition(".")[2])
-    if isinstance(chain.structure, Factored):
-        chain = chain.with_dense_transition()
     if fused(chain, "auto") is None:
         return io, trellis.Scaling(1, 0, True)
     element = element_of("f32" if io == np.float32 else "f64", variant_of(chain.structure), chain.num_states)
