@@ -42,7 +42,7 @@ FRONT = 4
     MATRIX_TANGENT,
     TINY,  # int64*, destinations whose sums need the log weights, and whether there are any
     SHIFT,  # float64*, log scale taken out of the matrix
-    NUM_EDGES,
+    NUM_EDGES,  # of the streams' kernels, -1 where weights are a matrix
     EDGE_ORDER,  # int64*, edges by target
     EDGE_START,
     EDGE_COUNT,

@@ -64,11 +64,11 @@ def ahead(typingctx: Any, pointer: Any, count: Any) -> Any:
 
 
 def build(kind: str, element: Any = types.float64) -> Any:
-    """The kernel `run(fields, 0)`: "dense" or "edges" take emissions, "commit" says which of their steps are final."""
-    return _commit() if kind == "commit" else _forward(kind == "dense", element)
+    """The kernel `run(fields, 0)`: "forward" takes emissions, "commit" says which of their steps are final."""
+    return _commit() if kind == "commit" else _forward(element)
 
 
-def _forward(is_dense: bool, element: Any) -> Any:
+def _forward(element: Any) -> Any:
     ar = arithmetic(element)
     W, f = ar.lanes, element
     load, store, const, splat, pointer = ar.load, ar.store, ar.const, ar.splat, ar.pointer
@@ -222,7 +222,7 @@ def _forward(is_dense: bool, element: Any) -> Any:
                 fill(ahead(pointer(a[INITIAL]), b * K), K, width, p)
                 for k in range(K):
                     ids[k] = i32(0)
-            elif not is_dense:
+            elif a[NUM_EDGES] >= 0:
                 best_edges(a, x, w, K, p, ids)
             elif is_plain and are_ordinary(x, width):
                 best_plain(x, w, stride, K, width, p, ids)
@@ -265,6 +265,7 @@ def _forward(is_dense: bool, element: Any) -> Any:
     def run(a, slot):
         K, B = a[NUM_STATES], a[NUM_TASKS]
         width = max(K, W)
+        is_dense = a[NUM_EDGES] < 0
         count = K * K if is_dense else a[NUM_EDGES]
         padded_weights = pointer(a[SCRATCH] + 5 * row_bytes(width) + 2 * K * 8)
         w, stride = pointer(a[WEIGHTS]), K

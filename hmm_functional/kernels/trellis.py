@@ -58,12 +58,13 @@ def forward(
     words = _words(size, count, num_states)
     words[layout.SCALE_EVERY], words[layout.SCALE_LAST], words[layout.IS_CENTRED] = scaling
     words[layout.WEIGHTS_BATCH] = weights[0].size if len(weights) > 1 else 0
+    words[layout.NUM_EDGES] = weights.shape[-1] if edges else -1
     if edges:
-        words[layout.NUM_EDGES] = weights.shape[-1]
         fields = layout.EDGE_SOURCE, layout.EDGE_START, layout.EDGE_COUNT
         arrays |= {field: np.ascontiguousarray(x, np.int64) for field, x in zip(fields, edges, strict=True)}
-    entry = compiled.entry("trellis", "edges" if edges else "dense", kind)
-    _call(entry, words, arrays, np.array([num_steps, num_pending, lengths], np.int64))
+    _call(
+        compiled.entry("trellis", "forward", kind), words, arrays, np.array([num_steps, num_pending, lengths], np.int64)
+    )
     return message, scale, pointers, origins
 
 
