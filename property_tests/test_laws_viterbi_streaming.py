@@ -240,6 +240,55 @@ def segment_model(rng, num_steps, num_states, longest, zeros):
     return arrays
 
 
+@pytest.mark.skipif(not compiled.is_available(), reason="needs Numba")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(seed=seeds, data=st.data())
+def test_compiled_segments_are_those_of_numpy_to_the_bit(dtype, seed, data):
+    """The whole state, after chunks of any size."""
+    rng = np.random.default_rng(seed)
+    num_states, longest = data.draw(st.sampled_from([1, 3, 8, 16, 19])), data.draw(st.sampled_from([1, 2, 5, 20]))
+    size, count, zeros = (
+        data.draw(st.integers(1, 2)),
+        data.draw(st.integers(1, 12)),
+        data.draw(st.sampled_from([0, 0.3])),
+    )
+    is_tied, huge = data.draw(st.booleans()), data.draw(st.sampled_from([1.0, 1.0, 1e37, 1e307]))
+
+    def draw(*shape):
+        found = random_log(rng, shape, spread=2.0, zeros=zeros)
+        with np.errstate(all="ignore"):
+            return ((np.round(found) if is_tied else found) * huge).astype(dtype)
+
+    arrays = [
+        draw(num_states),
+        draw(num_states, num_states),
+        draw(num_states, longest),
+        draw(size, 2 * count, num_states),
+    ]
+    hard = data.draw(st.sampled_from([None, None, 0, 1, 2, 3]))
+    if hard is not None:
+        arrays[hard].reshape(-1)[rng.integers(arrays[hard].size)] = rng.choice(HARD)
+    emission = arrays.pop()
+    lengths = rng.integers(0, count + 1, size)
+    max_delay = data.draw(st.sampled_from([None, 0, 3]))
+
+    def streamed():
+        state = hf.semi_markov_viterbi_stream_init(*arrays, max_delay=max_delay, batch_shape=(size,))
+        state, first = hf.semi_markov_viterbi_stream_step(state, emission[:, :count], lengths)
+        state, second = hf.semi_markov_viterbi_stream_step(state, emission[:, count:])
+        return [*first, *second, *state[:-1]]
+
+    with np.errstate(all="ignore"):
+        with mock.patch.object(kernel, "segments", wraps=kernel.segments) as call:
+            found = streamed()
+        assert call.called
+        with mock.patch.object(kernel, "can_run", return_value=False):
+            expected = streamed()
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("max_delay", [None, 0, 3])
 @given(seed=seeds, data=st.data())
 def test_segments_are_given_out_as_soon_as_survivors_agree(max_delay, seed, data):

@@ -15,6 +15,8 @@ from numba.extending import intrinsic
 
 from .layout import (
     COMMITTED,
+    COUNTS,
+    DURATIONS,
     EDGE_COUNT,
     EDGE_SOURCE,
     EDGE_START,
@@ -26,6 +28,8 @@ from .layout import (
     LAST,
     LENGTHS,
     MAX_DELAY,
+    MESSAGES,
+    NUM_DURATIONS,
     NUM_EDGES,
     NUM_STATES,
     NUM_STEPS,
@@ -64,23 +68,23 @@ def ahead(typingctx: Any, pointer: Any, count: Any) -> Any:
 
 
 def build(kind: str, element: Any = types.float64) -> Any:
-    """The kernel `run(fields, 0)`: "forward" takes emissions, "commit" says which of their steps are final."""
-    return _commit() if kind == "commit" else _forward(element)
+    """The kernel `run(fields, 0)`.
+
+    "forward" and, of models with durations, "segments" take emissions; "commit" says which of their steps are final.
+    """
+    if kind == "commit":
+        return _commit()
+    return _segments(element) if kind == "segments" else _forward(element)
 
 
-def _forward(element: Any) -> Any:
+def _ways(element: Any) -> tuple[Any, Any]:
+    """Whether numbers are ordinary, and the best ways from a message of such."""
     ar = arithmetic(element)
     W, f = ar.lanes, element
-    load, store, const, splat, pointer = ar.load, ar.store, ar.const, ar.splat, ar.pointer
+    load, store, const, splat = ar.load, ar.store, ar.const, ar.splat
     fold_max = ar.fold_max
     integer = int_of(ar.vec)
     isplat, store_ids = make_splat(integer), make_store_integers(integer, types.int32)
-    f64, i16, i32 = types.float64, types.int16, types.int32
-
-    @exact
-    def row_bytes(width: Any) -> Any:
-        """What a row of scratch takes."""
-        return (width + W - 1) // W * 64
 
     @exact
     def are_ordinary(x: Any, count: Any) -> Any:
@@ -92,21 +96,6 @@ def _forward(element: Any) -> Any:
         for i in range(whole, count):
             found = found and x[i] < f(inf)
         return found and fold_max(odd) == f(0.0)
-
-    @exact
-    def has_nan(x: Any, count: Any) -> Any:
-        found = False
-        for i in range(count):
-            found = found or x[i] != x[i]
-        return found
-
-    @exact
-    def fill(source: Any, K: Any, width: Any, out: Any) -> None:
-        """A row, with -inf in lanes past its end."""
-        for k in range(K):
-            out[k] = source[k]
-        for k in range(K, width):
-            out[k] = f(-inf)
 
     @exact
     def best_plain(x: Any, w: Any, stride: Any, K: Any, width: Any, p: Any, ids: Any) -> None:
@@ -145,6 +134,37 @@ def _forward(element: Any) -> Any:
             store(p, a1, v1)
             store_ids(ids, a1, k1)
             v += 4 * W
+
+    return are_ordinary, best_plain
+
+
+def _forward(element: Any) -> Any:
+    ar = arithmetic(element)
+    W, f = ar.lanes, element
+    load, store, const, splat, pointer = ar.load, ar.store, ar.const, ar.splat, ar.pointer
+    fold_max = ar.fold_max
+    are_ordinary, best_plain = _ways(element)
+    f64, i16, i32 = types.float64, types.int16, types.int32
+
+    @exact
+    def row_bytes(width: Any) -> Any:
+        """What a row of scratch takes."""
+        return (width + W - 1) // W * 64
+
+    @exact
+    def has_nan(x: Any, count: Any) -> Any:
+        found = False
+        for i in range(count):
+            found = found or x[i] != x[i]
+        return found
+
+    @exact
+    def fill(source: Any, K: Any, width: Any, out: Any) -> None:
+        """A row, with -inf in lanes past its end."""
+        for k in range(K):
+            out[k] = source[k]
+        for k in range(K, width):
+            out[k] = f(-inf)
 
     @exact
     def best_any(x: Any, w: Any, stride: Any, K: Any, p: Any, ids: Any) -> None:
@@ -287,6 +307,78 @@ def _forward(element: Any) -> Any:
             if not is_right or has_nan(message, K):
                 for k in range(K):
                     message[k] = f(float("nan"))
+        return 0
+
+    return run
+
+
+def _segments(element: Any) -> Any:
+    ar = arithmetic(element)
+    W, f = ar.lanes, element
+    load, store, const, splat, pointer = ar.load, ar.store, ar.const, ar.splat, ar.pointer
+    fold_max = ar.fold_max
+    are_ordinary, best_plain = _ways(element)
+    integer = int_of(ar.vec)
+    isplat, store_ids = make_splat(integer), make_store_integers(integer, types.int32)
+    f64, i32 = types.float64, types.int32
+    lowest = -3.4028234663852886e38 if element == types.float32 else -1.7976931348623157e308
+
+    @exact
+    def end(open_: Any, begin: Any, e: Any, laws: Any, D: Any, width: Any, taken: Any, ends: Any, ids: Any) -> Any:
+        """Open segments (D, width) a step on, the best that end, the shorter among equals, and the largest of all."""
+        high, shift = const(-inf), splat(taken)
+        for v in range(0, width, W):
+            best, which, own = const(-inf), isplat(0), load(e, v)
+            for i in range(D):
+                d = D - 1 - i
+                y = load(begin, v) if d == 0 else load(open_, (d - 1) * width + v) - shift
+                y = y + own
+                store(open_, d * width + v, y)
+                high = select(y > high, y, high)
+                c = y + load(laws, d * width + v)
+                which, best = select(c >= best, isplat(d), which), select(c >= best, c, best)
+            store(ends, v, best)
+            store_ids(ids, v, which)
+        return fold_max(high)
+
+    @exact
+    def take(a: Any, b: Any) -> Any:
+        """The steps of one stream; whether only ordinary numbers came up."""
+        K, n, B, D = a[NUM_STATES], a[NUM_STEPS], a[NUM_TASKS], a[NUM_DURATIONS]
+        width = (K + W - 1) // W * W
+        begin, open_ = ahead(pointer(a[LAST]), b * width), ahead(pointer(a[MESSAGES]), b * D * width)
+        laws, weights = ahead(pointer(a[DURATIONS]), b * D * width), ahead(pointer(a[WEIGHTS]), b * K * width)
+        emission, scales = ahead(pointer(a[EMISSION]), b * n * width), ahead(doubles(a[TOTAL]), b * n)
+        ends, ids = pointer(a[SCRATCH]), wide(a[SCRATCH] + width * 8)
+        taken = f(0.0)
+        if not (are_ordinary(begin, width) and are_ordinary(open_, D * width)):
+            return False
+        if not (are_ordinary(laws, D * width) and are_ordinary(weights, K * width)):
+            return False
+        for t in range(integers(a[LENGTHS])[b]):
+            lasted = ahead(wide(a[COUNTS]), (t * B + b) * K)
+            sources = ahead(wide(a[POINTERS]), (t * B + b) * K)
+            high = end(open_, begin, ahead(emission, t * width), laws, D, width, taken, ends, ids)
+            for k in range(K):
+                lasted[k] = ids[k] + i32(1)
+            if not high < f(inf) or not are_ordinary(ends, width):
+                return False
+            best_plain(ends, weights, width, K, width, begin, ids)
+            for k in range(K):
+                sources[k] = ids[k]
+            taken = high if high > f(lowest) else f(0.0)
+            scales[t] = f64(taken)
+            for v in range(0, width, W):
+                store(begin, v, load(begin, v) - splat(taken))
+            if not are_ordinary(begin, width):
+                return False
+        for i in range(0, D * width, W):
+            store(open_, i, load(open_, i) - splat(taken))
+        return True
+
+    def run(a, slot):
+        for b in range(a[NUM_TASKS]):
+            integers(a[COMMITTED])[b] = 1 if take(a, b) else 0
         return 0
 
     return run

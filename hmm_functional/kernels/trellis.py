@@ -68,6 +68,52 @@ def forward(
     return message, scale, pointers, origins
 
 
+def segments(
+    begin: Any, open_: Any, emission: Any, duration: Any, transition: Any, lengths: Any
+) -> tuple[Any, ...] | None:
+    """Steps of segments, as `segments.advance` takes them, to the bit; None where numbers are infinite or none.
+
+    Args:
+        begin: (B, K), and `open_` (B, K, D), of the step before.
+        emission: (B, n, K), numbers; `duration` (B, K, D), `transition` (B, K, K), all of one dtype.
+
+    Returns:
+        Both messages after the last step, (B, n) what each step took out, and (n, B, K) the lengths and the sources of
+        the best segments.
+    """
+    size, count, num_states = emission.shape
+    kind, dtype = _KINDS[begin.dtype], begin.dtype
+    width, longest = layout.padded(num_states, plan.LANES[kind]), open_.shape[-1]
+
+    def padded(x: Any, value: float) -> Any:
+        found = np.full((*x.shape[:-1], width), value, dtype)
+        found[..., :num_states] = x
+        return found
+
+    first, held = padded(begin, -np.inf), padded(open_.swapaxes(1, 2), -np.inf)
+    scales = np.zeros((size, count))
+    lasted, sources = (np.zeros((count, size, num_states), np.int32) for _ in range(2))
+    arrays = {
+        layout.LAST: first,
+        layout.MESSAGES: held,
+        layout.EMISSION: padded(emission, 0.0),
+        layout.DURATIONS: padded(duration.swapaxes(1, 2), -np.inf),
+        layout.WEIGHTS: padded(transition, -np.inf),
+        layout.TOTAL: scales,
+        layout.COUNTS: lasted,
+        layout.POINTERS: sources,
+        layout.SCRATCH: np.empty(2 * width, np.float64),
+    }
+    words = _words(size, count, num_states)
+    words[layout.NUM_DURATIONS] = longest
+    numbers = np.zeros((4, size), np.int64)
+    numbers[2] = lengths
+    _call(compiled.entry("trellis", "segments", kind), words, arrays, numbers)
+    if not numbers[3].all():
+        return None
+    return first[:, :num_states], held[..., :num_states].swapaxes(1, 2), scales, lasted, sources
+
+
 def can_commit(pointers: Any, num_pending: Any) -> bool:
     """Whether compiled code can follow these pointers: there are as many rows as are said to be pending."""
     if not (compiled.is_available() and len(num_pending)):

@@ -6,6 +6,7 @@ that survivors are followed from segment to segment.
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from .. import segments
 from .._check import need_count
 from .._types import SemiMarkovPath, SemiMarkovViterbi
 from ..backend import Array, Backend, backend_named, backend_of
+from ..kernels import trellis as kernel
 from ..numerics import log_tail
 from . import trellis
 from .host import HostStreams, chunk_of, ended
@@ -198,7 +200,11 @@ class _Streams(HostStreams):
         self.scale = scale.astype(np.float64).sum(-1)
         self.durations, self.sources = (np.moveaxis(x, 1, 0) for x in (durations, sources))
         self.numpy = backend_named("numpy")
-        self.tail = log_tail(self.numpy, self.duration)
+
+    @cached_property
+    def tail(self) -> Any:
+        """(B, K, D): log probability that a segment lasts at least so long."""
+        return log_tail(self.numpy, self.duration)
 
     @property
     def num_pending(self) -> Any:
@@ -206,7 +212,7 @@ class _Streams(HostStreams):
 
     def take(self, emission: Any, lengths: Any) -> None:
         """Steps (B, n, K) of emissions, of which each stream reads its own first `lengths` (B,)."""
-        count, num_states = emission.shape[1:]
+        count = emission.shape[1]
         dtype = np.result_type(self.begin, emission)
         is_valid = np.arange(count) < lengths[:, None]
         is_number = emission < inf
@@ -214,15 +220,15 @@ class _Streams(HostStreams):
         emission = np.where(is_number, emission, emission.dtype.type(0))
         top = np.where(emission.max(-1) > -inf, emission.max(-1), 0.0)
         emission = (emission - top[..., None]).astype(dtype)
-        lasted, source = (np.zeros((count, self.size, num_states), np.int32) for _ in range(2))
-        for t in range(count):
-            found: list[Any] = []
-            begin, open_ = self.advance(emission[:, t], found)
-            here = is_valid[:, t]
-            self.scale += np.where(here, top[:, t] + found[2], 0.0)
-            self.begin = np.where(here[:, None], begin, self.begin)
-            self.open = np.where(here[:, None, None], open_, self.open)
-            lasted[t], source[t] = found[0] + 1, found[1]
+        arrays = self.begin, self.open, emission, self.duration, self.transition
+        found = None
+        if all(x.dtype == dtype for x in arrays) and kernel.can_run(self.begin):
+            found = kernel.segments(*arrays, lengths)
+        if found is None:
+            found = self.advance_all(emission, is_valid)
+        self.begin, self.open, scales, lasted, source = found
+        for step in np.where(is_valid, top + scales, 0.0).T:
+            self.scale += step
         wrong |= np.isnan(self.open).any((1, 2)) | np.isnan(self.begin).any(1)
         self.open = np.where(wrong[:, None, None], np.nan, self.open)
         self.durations, self.sources = (
@@ -231,7 +237,21 @@ class _Streams(HostStreams):
         )
         self.num_steps, self.num_held = self.num_steps + lengths, self.num_held + lengths
 
-    def advance(self, e: Any, found: list[Any]) -> tuple[Any, Any]:
+    def advance_all(self, emission: Any, is_valid: Any) -> tuple[Any, ...]:
+        """As `kernels.trellis.segments`, by NumPy."""
+        size, count, num_states = emission.shape
+        begin, open_ = self.begin, self.open
+        scales = np.zeros((size, count))
+        lasted, source = (np.zeros((count, size, num_states), np.int32) for _ in range(2))
+        for t in range(count):
+            found: list[Any] = []
+            after, moved = self.advance(begin, open_, emission[:, t], found)
+            here = is_valid[:, t, None]
+            begin, open_ = np.where(here, after, begin), np.where(here[..., None], moved, open_)
+            lasted[t], source[t], scales[:, t] = found[0] + 1, found[1], found[2]
+        return begin, open_, scales, lasted, source
+
+    def advance(self, begin: Any, open_: Any, e: Any, found: list[Any]) -> tuple[Any, Any]:
         """One step of the recursion, and in `found` the best durations - 1 and sources, (B, K), and what is scaled."""
 
         def best(backend: Backend, x: Array, axis: int) -> Array:
@@ -239,9 +259,7 @@ class _Streams(HostStreams):
             return x.max(axis)
 
         with np.errstate(invalid="ignore"):
-            open_, _, after, taken = segments.advance(
-                self.numpy, self.open, self.begin, e, self.duration, self.transition, best
-            )
+            open_, _, after, taken = segments.advance(self.numpy, open_, begin, e, self.duration, self.transition, best)
         found.append(taken[:, 0])
         return after - taken, open_ - taken[..., None]
 
