@@ -279,10 +279,17 @@ def test_compiled_segments_are_those_of_numpy_to_the_bit(dtype, seed, data):
         return [*first, *second, *state[:-1]]
 
     with np.errstate(all="ignore"):
-        with mock.patch.object(kernel, "segments", wraps=kernel.segments) as call:
+        with (
+            mock.patch.object(kernel, "segments", wraps=kernel.segments) as taken,
+            mock.patch.object(kernel, "follow", wraps=kernel.follow) as followed,
+        ):
             found = streamed()
-        assert call.called
-        with mock.patch.object(kernel, "can_run", return_value=False):
+        assert taken.called
+        assert followed.called
+        with (
+            mock.patch.object(kernel, "can_run", return_value=False),
+            mock.patch.object(kernel, "can_commit", return_value=False),
+        ):
             expected = streamed()
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype

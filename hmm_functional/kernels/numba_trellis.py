@@ -21,6 +21,7 @@ from .layout import (
     EDGE_SOURCE,
     EDGE_START,
     EMISSION,
+    ENDS,
     FORCED,
     INITIAL,
     IS_CENTRED,
@@ -43,6 +44,7 @@ from .layout import (
     STATES,
     TAKEN,
     TOTAL,
+    VALUES,
     WEIGHTS,
     WEIGHTS_BATCH,
 )
@@ -70,10 +72,11 @@ def ahead(typingctx: Any, pointer: Any, count: Any) -> Any:
 def build(kind: str, element: Any = types.float64) -> Any:
     """The kernel `run(fields, 0)`.
 
-    "forward" and, of models with durations, "segments" take emissions; "commit" says which of their steps are final.
+    "forward" takes emissions, "commit" says which of their steps are final; "segments" and "follow" are what models
+    with durations need.
     """
-    if kind == "commit":
-        return _commit()
+    if kind in ("commit", "follow"):
+        return _commit() if kind == "commit" else _follow()
     return _segments(element) if kind == "segments" else _forward(element)
 
 
@@ -379,6 +382,40 @@ def _segments(element: Any) -> Any:
     def run(a, slot):
         for b in range(a[NUM_TASKS]):
             integers(a[COMMITTED])[b] = 1 if take(a, b) else 0
+        return 0
+
+    return run
+
+
+def _follow() -> Any:
+    @exact
+    def follow(a: Any, b: Any) -> Any:
+        """Where the past of each segment of a stream parts from the best one's; whether all that is read is held."""
+        K, width, B, first = a[NUM_STATES], a[NUM_STEPS], a[NUM_TASKS], integers(a[TAKEN])[b]
+        sources, lasted, parting = wide(a[POINTERS]), wide(a[COUNTS]), integers(a[VALUES])
+        path, ends = integers(a[STATES]), integers(a[ENDS])
+        for step in range(first, width):
+            row, before = (step * B + b) * K, ((step - 1) * B + b) * K
+            for k in range(K):
+                here = NEVER if path[step * B + b] == k else step
+                if step > first:
+                    source = types.int64(sources[before + k])
+                    if not 0 <= source < K:
+                        return False
+                    at = max(step - types.int64(lasted[before + source]), 0)
+                    if at >= step:
+                        return False
+                    after = ends[at * B + b] + 1
+                    if after != step:
+                        here = min(after, step)
+                    known = parting[(at * B + b) * K + source]
+                    here = here if known == NEVER else known
+                parting[row + k] = here
+        return True
+
+    def run(a, slot):
+        for b in range(a[NUM_TASKS]):
+            integers(a[COMMITTED])[b] = 1 if follow(a, b) else 0
         return 0
 
     return run

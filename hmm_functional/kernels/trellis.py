@@ -114,6 +114,33 @@ def segments(
     return first[:, :num_states], held[..., :num_states].swapaxes(1, 2), scales, lasted, sources
 
 
+def follow(sources: Any, durations: Any, path: Any, ends: Any, first: Any) -> Any:
+    """The steps (W, B, K) at which the pasts of segments part from the best one's, from the step `first` (B,) on.
+
+    Args:
+        sources, durations: (W, B, K), of the best segments that end with each step.
+        path, ends: (W, B): the best segments' states, and where those that begin with a step end.
+
+    Raises:
+        ValueError: sources or durations lead nowhere.
+    """
+    width, size, num_states = sources.shape
+    parting = np.zeros(sources.shape, np.int64)
+    arrays = {
+        layout.POINTERS: np.ascontiguousarray(sources, np.int32),
+        layout.COUNTS: np.ascontiguousarray(durations, np.int32),
+        layout.STATES: np.ascontiguousarray(path, np.int64),
+        layout.ENDS: np.ascontiguousarray(ends, np.int64),
+        layout.VALUES: parting,
+    }
+    numbers = np.zeros((4, size), np.int64)
+    numbers[0] = first
+    _call(compiled.entry("trellis", "follow"), _words(size, width, num_states), arrays, numbers)
+    if not numbers[3].all():
+        raise ValueError(f"state: expected sources in 0..{num_states - 1} and durations of steps held, got others")
+    return parting
+
+
 def can_commit(pointers: Any, num_pending: Any) -> bool:
     """Whether compiled code can follow these pointers: there are as many rows as are said to be pending."""
     if not (compiled.is_available() and len(num_pending)):

@@ -300,7 +300,7 @@ class _Streams(HostStreams):
 
         A segment is known by its first step and its state, and goes back to one segment.
         """
-        width, num_states = len(self.durations), self.begin.shape[-1]
+        width = len(self.durations)
         first = width - self.num_held
         path, is_start = np.full((width, self.size), -1), np.zeros((width, self.size), bool)
         ends = np.full((width + 1, self.size), -1)
@@ -313,6 +313,20 @@ class _Streams(HostStreams):
                     break
                 k = int(self.sources[begin - 1, b, k])
                 begin, end = begin - int(self.durations[begin - 1, b, k]), begin - 1
+        if kernel.can_commit(self.sources, self.num_held):
+            parting = kernel.follow(self.sources, self.durations, path, ends, first)
+        else:
+            parting = self.follow_all(path, ends, first)
+        count = min(self.open.shape[-1], width)
+        nodes, ends = parting[::-1][:count], ends[:width][::-1][:count, :, None]
+        nodes = np.where((nodes == NEVER) & (ends < width - 1), ends + 1, nodes)
+        found = np.full(self.open.shape, NEVER)
+        found[..., :count] = np.moveaxis(nodes, 0, -1)
+        return found, path, is_start
+
+    def follow_all(self, path: Any, ends: Any, first: Any) -> Any:
+        """As `kernels.trellis.follow`, by NumPy."""
+        width, num_states = len(path), self.begin.shape[-1]
         rows, states = np.arange(self.size)[:, None], np.arange(num_states)
         parting = np.zeros((width, self.size, num_states), np.int64)
         for step in range(int(first.min(initial=0)), width):
@@ -326,12 +340,7 @@ class _Streams(HostStreams):
             else:
                 known = np.where(is_own, NEVER, step)
             parting[step] = np.where((first == step)[:, None], np.where(is_own, NEVER, step), known)
-        count = min(self.open.shape[-1], width)
-        nodes, ends = parting[::-1][:count], ends[:width][::-1][:count, :, None]
-        nodes = np.where((nodes == NEVER) & (ends < width - 1), ends + 1, nodes)
-        found = np.full(self.open.shape, NEVER)
-        found[..., :count] = np.moveaxis(nodes, 0, -1)
-        return found, path, is_start
+        return parting
 
     def forget(self, gone: Any) -> None:
         """Leave open segments (B, K, D) out of what goes on."""
