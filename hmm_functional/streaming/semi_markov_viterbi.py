@@ -6,7 +6,7 @@ that survivors are followed from segment to segment.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import inf
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ from . import trellis
 from .host import HostStreams, chunk_of, ended
 from .semi_markov_filter import semi_markov_stream_init
 from .trellis import NEVER
+
+KEPT = 2**18
+"""Bytes of a law up to which its tail is remembered."""
 
 
 class SemiMarkovViterbiStreamState(NamedTuple):
@@ -204,7 +207,9 @@ class _Streams(HostStreams):
     @cached_property
     def tail(self) -> Any:
         """(B, K, D): log probability that a segment lasts at least so long."""
-        return log_tail(self.numpy, self.duration)
+        law = self.backend.to_numpy(self.given.log_duration)
+        found = _tail(law.tobytes(), law.shape, law.dtype) if law.nbytes <= KEPT else log_tail(self.numpy, law)
+        return np.broadcast_to(found, (*self.batch, *law.shape[-2:])).reshape(self.duration.shape)
 
     @property
     def num_pending(self) -> Any:
@@ -388,6 +393,14 @@ class _Streams(HostStreams):
         rows = (self.back(np.moveaxis(x, 0, 1)) for x in (self.durations, self.sources))
         parts = (self.back(self.initial), *given[1:3], *messages, *rows, *map(self.back, counts), given.max_delay)
         return SemiMarkovViterbiStreamState._make(parts)
+
+
+@lru_cache(maxsize=8)
+def _tail(law: bytes, shape: tuple[int, ...], dtype: Any) -> Any:
+    """`log_tail` of a law, which comes again with every chunk, and would take longer than the chunk."""
+    found = log_tail(backend_named("numpy"), np.frombuffer(law, dtype).reshape(shape))
+    found.flags.writeable = False
+    return found
 
 
 def _joined(x: Any) -> Any:
