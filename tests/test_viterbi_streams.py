@@ -253,7 +253,7 @@ def test_memory_does_not_grow(max_delay):
         tracemalloc.stop()
     assert state.num_steps == 16_000
     assert state.num_pending <= 200
-    assert sizes[-1] - sizes[0] < 20_000
+    assert sizes[-1] - sizes[0] < 60_000  # pointers of 12,000 steps would be 144,000; the interpreter keeps some blocks
 
 
 def test_flags_of_more_streams_than_there_are() -> None:
