@@ -189,14 +189,16 @@ def by_both(function, *arguments):
 
 @pytest.mark.skipif(not compiled.is_available(), reason="needs Numba")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=min(75, settings.default.max_examples))
 @given(seed=seeds, data=st.data())
 def test_compiled_steps_are_those_of_numpy_to_the_bit(dtype, seed, data):
     """With ties, NaN and infinities anywhere, sums that overflow, ragged lengths, streams at different places."""
     rng = np.random.default_rng(seed)
-    num_states = data.draw(st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 50, 70]))
+    num_states = data.draw(st.sampled_from([1, 3, 8, 9, 17, 33, 50, 70]))
     size, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 20))
-    is_tied, zeros = data.draw(st.booleans()), data.draw(st.sampled_from([0.0, 0.3]))
-    hard, huge = data.draw(st.sampled_from([None, 0, 1, 2, 3])), data.draw(st.sampled_from([1.0, 1.0, 1e38, 1e308]))
+    is_tied, zeros = data.draw(st.sampled_from([True, True, False])), data.draw(st.sampled_from([0.0, 0.3]))
+    hard = data.draw(st.sampled_from([None, None, None, 0, 1, 2, 3]))
+    huge = data.draw(st.sampled_from([1.0, 1.0, 1.0, 1e38, 1e308]))
 
     def draw(*shape):
         found = random_log(rng, shape, spread=2.0, zeros=zeros)
@@ -226,7 +228,7 @@ def test_compiled_steps_are_those_of_numpy_to_the_bit(dtype, seed, data):
     for b in range(size):
         np.testing.assert_array_equal(one.pointers[: lengths[b], b], other.pointers[: lengths[b], b])
     window = trellis.window(held, one.pointers, pending, lengths)
-    delay = data.draw(st.sampled_from([None, 0, 2, 9]))
+    delay = data.draw(st.sampled_from([None, 0, 1, 2]))
     by_both(trellis.commit, one.message, one.origins, window, steps + lengths, pending + lengths, delay)
 
 
@@ -242,6 +244,7 @@ def segment_model(rng, num_steps, num_states, longest, zeros):
 
 @pytest.mark.skipif(not compiled.is_available(), reason="needs Numba")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=min(75, settings.default.max_examples))
 @given(seed=seeds, data=st.data())
 def test_compiled_segments_are_those_of_numpy_to_the_bit(dtype, seed, data):
     """The whole state, after chunks of any size."""
