@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -265,6 +266,58 @@ def test_code_is_compiled_once_and_loaded_without_numba(tmp_path):
     assert list(tmp_path.glob("*.o"))
     warm = run(CALL + "import sys; assert 'numba' not in sys.modules", HMM_FUNCTIONAL_CACHE_DIR=str(tmp_path))
     assert (warm.stdout, warm.stderr) == (cold.stdout, "")
+
+
+TOGETHER = """
+import os, sys, time
+from pathlib import Path
+from hmm_functional.kernels import compiled
+def compile(key):
+    Path(sys.argv[1], f"{os.getpid()}.compiled").touch()
+    time.sleep(0.5)
+    return "symbol", b"code"
+compiled._compile = compile
+while not Path(sys.argv[1], "go").exists():
+    time.sleep(0.01)
+print(compiled._object(("messages", "f64")))
+"""
+
+
+def test_processes_that_begin_together_compile_once(tmp_path):
+    environment = {**os.environ, "HMM_FUNCTIONAL_CACHE_DIR": str(tmp_path / "kept")}
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path)]
+    started = [
+        subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    (tmp_path / "go").touch()
+    assert [one.communicate(timeout=60)[0] for one in started] == ["('symbol', b'code')\n"] * 3
+    assert len(list(tmp_path.glob("*.compiled"))) == 1
+    assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".o"]
+
+
+def test_a_process_that_stands_still_is_not_waited_for(tmp_path, monkeypatch):
+    """It holds the lock of what this one wants."""
+    monkeypatch.setattr(compiled, "PATIENCE", 0.2)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "x.lock")], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        began = time.monotonic()
+        with compiled._alone(tmp_path / "x.o"):
+            assert 0.2 <= time.monotonic() - began < 30
+    finally:
+        holder.communicate("", timeout=60)
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_damaged_file_is_compiled_again(tmp_path):

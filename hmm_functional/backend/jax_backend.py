@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -119,7 +120,8 @@ class JaxBackend:
         return False
 
     def call(self, primitive: Primitive, spec: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        return primitive.value(self, spec, arrays)
+        # a scan alone would be compiled in every call, since its step is another function each time
+        return _compiled(self, primitive, spec)(*arrays)
 
     def register_pytree(
         self, cls: type, flatten: Callable[[Any], tuple[Any, Any]], unflatten: Callable[[Any, Any], Any]
@@ -127,3 +129,11 @@ class JaxBackend:
         if cls not in self._pytrees:
             self._pytrees.add(cls)
             jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
+
+@lru_cache(256)
+def _compiled(backend: JaxBackend, primitive: Primitive, spec: str) -> Callable[..., tuple[Array, ...]]:
+    def value(*arrays: Array) -> tuple[Array, ...]:
+        return primitive.value(backend, spec, arrays)
+
+    return jax.jit(value)

@@ -2,7 +2,8 @@
 
 A kernel is compiled when a call first needs its variant. What is kept is the object code, named by a hash of all it
 depends on: the sources, the compiler, the processor. Loading needs llvmlite alone, a tenth of a second, where Numba
-would take four. A cache that cannot be written or read costs a compilation and nothing else.
+would take four. A cache that cannot be written or read costs a compilation and nothing else. Processes that begin
+together wait for the one that compiles, rather than do the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import os
 import re
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +30,9 @@ import numpy as np
 
 DIRECTORY = "HMM_FUNCTIONAL_CACHE_DIR"
 """Environment variable that says where object code is kept."""
+
+PATIENCE = 120.0
+"""Seconds to wait for another process's compilation: one that was stopped must not stop others."""
 
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 # what object code may ask of the process; anything else would end it when loaded
@@ -103,10 +110,43 @@ def _object(key: tuple[Any, ...]) -> tuple[str, bytes]:
     if path is not None and (kept := _read(path)) is not None:
         return kept
     _announce(directory)
-    symbol, code = _compile(key)
-    if path is not None:
+    if path is None:
+        return _compile(key)
+    with _alone(path):
+        if (kept := _read(path)) is not None:
+            return kept
+        symbol, code = _compile(key)
         _write(path, symbol, code)
     return symbol, code
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process compiles for `path` meanwhile, as far as the system can tell; never waits past PATIENCE."""
+    lock, handle = path.with_suffix(".lock"), None
+    with suppress(ImportError, OSError):  # no such locks here, or nowhere to write
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    if handle is None:
+        yield
+        return
+    try:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked children do not hold it, the dead let go
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
+        with suppress(OSError):
+            lock.unlink()
+    finally:
+        os.close(handle)
 
 
 def _announce(directory: Path | None) -> None:
