@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hmm_functional as hf
+from hmm_functional.edges import build_edges, structure_from
+from hmm_functional.kernels import compiled
+from hmm_functional.kernels import trellis as kernel
+from hmm_functional.streaming import trellis
+from hmm_functional.structure import Dense
 from property_tests.strategies import cuts, models, seeds
 from tests.helpers import survivors
 from tests.helpers.backends import FORMS, LIBRARIES, NUMPY, TORCH, build_transition, call
@@ -158,6 +165,73 @@ def test_streams_of_a_batch_begin_pause_and_end_when_they_like(seed, data):
     assert survivors.states_of(outputs, counts, int(np.prod(shape))) == list(expected.values())
 
 
+HARD = (np.nan, np.inf, np.nan, -np.inf)
+SCALINGS = (trellis.Scaling(1, 0, True), trellis.Scaling(16, 0, False), trellis.Scaling(3, 2, True))
+
+
+def by_both(function, *arguments):
+    """What compiled code makes of it, which must be used, and what NumPy does; and that these are the same bits."""
+    with mock.patch.object(kernel, "_call", wraps=kernel._call) as call:
+        found = function(*arguments)
+    assert call.called
+    with (
+        mock.patch.object(kernel, "can_run", return_value=False),
+        mock.patch.object(kernel, "can_commit", return_value=False),
+        np.errstate(all="ignore"),
+    ):
+        expected = function(*arguments)
+    for name, one, other in zip(found._fields, found, expected, strict=True):
+        assert one.dtype == other.dtype
+        if name != "pointers":  # which may hold anything past the lengths
+            np.testing.assert_array_equal(one, other, name)
+    return found, expected
+
+
+@pytest.mark.skipif(not compiled.is_available(), reason="needs Numba")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=min(75, settings.default.max_examples))
+@given(seed=seeds, data=st.data())
+def test_compiled_steps_are_those_of_numpy_to_the_bit(dtype, seed, data):
+    """With ties, NaN and infinities anywhere, sums that overflow, ragged lengths, streams at different places."""
+    rng = np.random.default_rng(seed)
+    num_states = data.draw(st.sampled_from([1, 3, 8, 9, 17, 33, 50, 70]))
+    size, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 20))
+    is_tied, zeros = data.draw(st.sampled_from([True, True, False])), data.draw(st.sampled_from([0.0, 0.3]))
+    hard = data.draw(st.sampled_from([None, None, None, 0, 1, 2, 3]))
+    huge = data.draw(st.sampled_from([1.0, 1.0, 1.0, 1e38, 1e308]))
+
+    def draw(*shape):
+        found = random_log(rng, shape, spread=2.0, zeros=zeros)
+        with np.errstate(all="ignore"):
+            return ((np.round(found) if is_tied else found) * huge).astype(dtype)
+
+    structure, base = Dense(num_states), (num_states, num_states)
+    if data.draw(st.booleans()):
+        is_edge = rng.random(base) < 0.3
+        is_edge[0, 0] = True
+        ends = np.nonzero(is_edge)
+        structure, base = structure_from(*build_edges(*ends, num_states)), (len(ends[0]),)
+    weights = draw(data.draw(st.sampled_from([1, size])), *base)
+    arrays = [weights, draw(size, num_states), draw(size, num_states), draw(size, count, num_states)]
+    if hard is not None:
+        arrays[hard].reshape(-1)[rng.integers(arrays[hard].size)] = rng.choice(HARD)
+    weights, initial, message, emission = arrays
+    lengths = rng.integers(0, count + 1, size) if data.draw(st.booleans()) else np.full(size, count)
+    steps = rng.integers(0, 20, size) * rng.integers(0, 2, size)
+    pending = np.minimum(steps, rng.integers(0, 4, size))
+    held = rng.integers(0, num_states, (int(pending.max()), size, num_states)).astype(np.int16)
+    moves = trellis.Moves(structure, weights, size, dtype)
+    origins = rng.integers(0, num_states, (size, num_states))
+    scaling = data.draw(st.sampled_from(SCALINGS))
+    streams = initial, message, origins, emission, lengths, steps, pending
+    one, other = by_both(trellis.forward, moves, scaling, *streams)
+    for b in range(size):
+        np.testing.assert_array_equal(one.pointers[: lengths[b], b], other.pointers[: lengths[b], b])
+    window = trellis.window(held, one.pointers, pending, lengths)
+    delay = data.draw(st.sampled_from([None, 0, 1, 2]))
+    by_both(trellis.commit, one.message, one.origins, window, steps + lengths, pending + lengths, delay)
+
+
 def segment_model(rng, num_steps, num_states, longest, zeros):
     """A model without segments of one state in a row, which differ in rounding alone."""
     arrays = [
@@ -166,6 +240,63 @@ def segment_model(rng, num_steps, num_states, longest, zeros):
     ]
     np.fill_diagonal(arrays[1], -np.inf)
     return arrays
+
+
+@pytest.mark.skipif(not compiled.is_available(), reason="needs Numba")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=min(75, settings.default.max_examples))
+@given(seed=seeds, data=st.data())
+def test_compiled_segments_are_those_of_numpy_to_the_bit(dtype, seed, data):
+    """The whole state, after chunks of any size."""
+    rng = np.random.default_rng(seed)
+    num_states, longest = data.draw(st.sampled_from([1, 3, 8, 16, 19])), data.draw(st.sampled_from([1, 2, 5, 20]))
+    size, count, zeros = (
+        data.draw(st.integers(1, 2)),
+        data.draw(st.integers(1, 12)),
+        data.draw(st.sampled_from([0, 0.3])),
+    )
+    is_tied, huge = data.draw(st.booleans()), data.draw(st.sampled_from([1.0, 1.0, 1e37, 1e307]))
+
+    def draw(*shape):
+        found = random_log(rng, shape, spread=2.0, zeros=zeros)
+        with np.errstate(all="ignore"):
+            return ((np.round(found) if is_tied else found) * huge).astype(dtype)
+
+    arrays = [
+        draw(num_states),
+        draw(num_states, num_states),
+        draw(num_states, longest),
+        draw(size, 2 * count, num_states),
+    ]
+    hard = data.draw(st.sampled_from([None, None, 0, 1, 2, 3]))
+    if hard is not None:
+        arrays[hard].reshape(-1)[rng.integers(arrays[hard].size)] = rng.choice(HARD)
+    emission = arrays.pop()
+    lengths = rng.integers(0, count + 1, size)
+    max_delay = data.draw(st.sampled_from([None, 0, 3]))
+
+    def streamed():
+        state = hf.semi_markov_viterbi_stream_init(*arrays, max_delay=max_delay, batch_shape=(size,))
+        state, first = hf.semi_markov_viterbi_stream_step(state, emission[:, :count], lengths)
+        state, second = hf.semi_markov_viterbi_stream_step(state, emission[:, count:])
+        return [*first, *second, *state[:-1]]
+
+    with np.errstate(all="ignore"):
+        with (
+            mock.patch.object(kernel, "segments", wraps=kernel.segments) as taken,
+            mock.patch.object(kernel, "follow", wraps=kernel.follow) as followed,
+        ):
+            found = streamed()
+        assert taken.called
+        assert followed.called
+        with (
+            mock.patch.object(kernel, "can_run", return_value=False),
+            mock.patch.object(kernel, "can_commit", return_value=False),
+        ):
+            expected = streamed()
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("max_delay", [None, 0, 3])

@@ -42,7 +42,7 @@ FRONT = 4
     MATRIX_TANGENT,
     TINY,  # int64*, destinations whose sums need the log weights, and whether there are any
     SHIFT,  # float64*, log scale taken out of the matrix
-    NUM_EDGES,
+    NUM_EDGES,  # of the streams' kernels, -1 where weights are a matrix
     EDGE_ORDER,  # int64*, edges by target
     EDGE_START,
     EDGE_COUNT,
@@ -106,8 +106,19 @@ FRONT = 4
     PATH_LENGTH,
     STEPS,  # int64* (3, 3), rows, columns and weight of each step
     METRIC,  # 0: the grid is given; 1: less Euclidean distances of features; 2: less their squares
-) = range(96)
-NUM_FIELDS = 96
+    POINTERS,  # int16* or int32* (steps, B, K) of the streams' kernels: the best source of each state
+    IS_WIDE,  # whether they are int32
+    ORIGINS,  # int64* (B, K)
+    TAKEN,  # int64* (B,), steps before this call
+    PENDING,  # int64* (B,)
+    SCALE_EVERY,
+    SCALE_LAST,
+    IS_CENTRED,
+    MAX_DELAY,  # -1 where there is none
+    COMMITTED,  # int64* (B,), steps that are final now; -1 where pointers lead nowhere
+    FORCED,  # int64* (B,)
+) = range(107)
+NUM_FIELDS = 107
 
 
 STRIP = 32

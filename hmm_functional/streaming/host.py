@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -71,29 +72,33 @@ class HostStreams:
     like: Array
     """An array of the state."""
 
-    @property
+    @cached_property
     def size(self) -> int:
         """B."""
         return prod(self.batch)
 
     def flat(self, x: Array, rank: int) -> Any:
-        """(B, ...) of an array with `rank` axes of its own."""
+        """(B, ...) of an array with `rank` axes of its own; not to be written to."""
         values = self.backend.to_numpy(x)
         shape = values.shape[values.ndim - rank :]
-        return np.broadcast_to(values, (*self.batch, *shape)).reshape(self.size, *shape)
+        whole = (*self.batch, *shape)
+        if values.shape != whole:
+            values = np.broadcast_to(values, whole)
+        return values.reshape(self.size, *shape)
 
     def back(self, x: Any) -> Array:
         """(B, ...) as an array of the library, with the batch axes; long integers in its own dtype."""
         backend = self.backend
         x = np.array(x, order="C").reshape((*self.batch, *x.shape[1:]))
         found = backend.asarray(x, like=self.like)
-        if x.dtype.kind == "i" and x.dtype.itemsize == 8:
+        if x.dtype.kind == "i" and x.dtype.itemsize == 8 and found.dtype != backend.index_dtype():
             found = backend.xp.astype(found, backend.index_dtype())
         return found
 
     def scale_back(self, scale: Any) -> Array:
         """Long numbers (B,) as the sums of two."""
         wide = np.float64 if self.backend.wide_dtype(self.like) is not None else np.float32
-        high = scale.astype(wide)
-        low = scale - np.where(np.isfinite(high), high, scale)
-        return self.back(np.stack([high, low.astype(wide)], axis=-1))
+        found = np.empty((len(scale), 2), wide)
+        found[:, 0] = high = scale.astype(wide, copy=False)
+        found[:, 1] = scale - np.where(np.isfinite(high), high, scale)
+        return self.back(found)

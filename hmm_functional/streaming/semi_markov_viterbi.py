@@ -6,6 +6,7 @@ that survivors are followed from segment to segment.
 
 from __future__ import annotations
 
+from functools import cached_property, lru_cache
 from math import inf
 from typing import Any, NamedTuple
 
@@ -15,11 +16,15 @@ from .. import segments
 from .._check import need_count
 from .._types import SemiMarkovPath, SemiMarkovViterbi
 from ..backend import Array, Backend, backend_named, backend_of
+from ..kernels import trellis as kernel
 from ..numerics import log_tail
 from . import trellis
 from .host import HostStreams, chunk_of, ended
 from .semi_markov_filter import semi_markov_stream_init
 from .trellis import NEVER
+
+KEPT = 2**18
+"""Bytes of a law up to which its tail is remembered."""
 
 
 class SemiMarkovViterbiStreamState(NamedTuple):
@@ -198,7 +203,13 @@ class _Streams(HostStreams):
         self.scale = scale.astype(np.float64).sum(-1)
         self.durations, self.sources = (np.moveaxis(x, 1, 0) for x in (durations, sources))
         self.numpy = backend_named("numpy")
-        self.tail = log_tail(self.numpy, self.duration)
+
+    @cached_property
+    def tail(self) -> Any:
+        """(B, K, D): log probability that a segment lasts at least so long."""
+        law = self.backend.to_numpy(self.given.log_duration)
+        found = _tail(law.tobytes(), law.shape, law.dtype) if law.nbytes <= KEPT else log_tail(self.numpy, law)
+        return np.broadcast_to(found, (*self.batch, *law.shape[-2:])).reshape(self.duration.shape)
 
     @property
     def num_pending(self) -> Any:
@@ -206,7 +217,7 @@ class _Streams(HostStreams):
 
     def take(self, emission: Any, lengths: Any) -> None:
         """Steps (B, n, K) of emissions, of which each stream reads its own first `lengths` (B,)."""
-        count, num_states = emission.shape[1:]
+        count = emission.shape[1]
         dtype = np.result_type(self.begin, emission)
         is_valid = np.arange(count) < lengths[:, None]
         is_number = emission < inf
@@ -214,15 +225,15 @@ class _Streams(HostStreams):
         emission = np.where(is_number, emission, emission.dtype.type(0))
         top = np.where(emission.max(-1) > -inf, emission.max(-1), 0.0)
         emission = (emission - top[..., None]).astype(dtype)
-        lasted, source = (np.zeros((count, self.size, num_states), np.int32) for _ in range(2))
-        for t in range(count):
-            found: list[Any] = []
-            begin, open_ = self.advance(emission[:, t], found)
-            here = is_valid[:, t]
-            self.scale += np.where(here, top[:, t] + found[2], 0.0)
-            self.begin = np.where(here[:, None], begin, self.begin)
-            self.open = np.where(here[:, None, None], open_, self.open)
-            lasted[t], source[t] = found[0] + 1, found[1]
+        arrays = self.begin, self.open, emission, self.duration, self.transition
+        found = None
+        if all(x.dtype == dtype for x in arrays) and kernel.can_run(self.begin):
+            found = kernel.segments(*arrays, lengths)
+        if found is None:
+            found = self.advance_all(emission, is_valid)
+        self.begin, self.open, scales, lasted, source = found
+        for step in np.where(is_valid, top + scales, 0.0).T:
+            self.scale += step
         wrong |= np.isnan(self.open).any((1, 2)) | np.isnan(self.begin).any(1)
         self.open = np.where(wrong[:, None, None], np.nan, self.open)
         self.durations, self.sources = (
@@ -231,7 +242,21 @@ class _Streams(HostStreams):
         )
         self.num_steps, self.num_held = self.num_steps + lengths, self.num_held + lengths
 
-    def advance(self, e: Any, found: list[Any]) -> tuple[Any, Any]:
+    def advance_all(self, emission: Any, is_valid: Any) -> tuple[Any, ...]:
+        """As `kernels.trellis.segments`, by NumPy."""
+        size, count, num_states = emission.shape
+        begin, open_ = self.begin, self.open
+        scales = np.zeros((size, count))
+        lasted, source = (np.zeros((count, size, num_states), np.int32) for _ in range(2))
+        for t in range(count):
+            found: list[Any] = []
+            after, moved = self.advance(begin, open_, emission[:, t], found)
+            here = is_valid[:, t, None]
+            begin, open_ = np.where(here, after, begin), np.where(here[..., None], moved, open_)
+            lasted[t], source[t], scales[:, t] = found[0] + 1, found[1], found[2]
+        return begin, open_, scales, lasted, source
+
+    def advance(self, begin: Any, open_: Any, e: Any, found: list[Any]) -> tuple[Any, Any]:
         """One step of the recursion, and in `found` the best durations - 1 and sources, (B, K), and what is scaled."""
 
         def best(backend: Backend, x: Array, axis: int) -> Array:
@@ -239,9 +264,7 @@ class _Streams(HostStreams):
             return x.max(axis)
 
         with np.errstate(invalid="ignore"):
-            open_, _, after, taken = segments.advance(
-                self.numpy, self.open, self.begin, e, self.duration, self.transition, best
-            )
+            open_, _, after, taken = segments.advance(self.numpy, open_, begin, e, self.duration, self.transition, best)
         found.append(taken[:, 0])
         return after - taken, open_ - taken[..., None]
 
@@ -282,7 +305,7 @@ class _Streams(HostStreams):
 
         A segment is known by its first step and its state, and goes back to one segment.
         """
-        width, num_states = len(self.durations), self.begin.shape[-1]
+        width = len(self.durations)
         first = width - self.num_held
         path, is_start = np.full((width, self.size), -1), np.zeros((width, self.size), bool)
         ends = np.full((width + 1, self.size), -1)
@@ -295,6 +318,20 @@ class _Streams(HostStreams):
                     break
                 k = int(self.sources[begin - 1, b, k])
                 begin, end = begin - int(self.durations[begin - 1, b, k]), begin - 1
+        if kernel.can_commit(self.sources, self.num_held):
+            parting = kernel.follow(self.sources, self.durations, path, ends, first)
+        else:
+            parting = self.follow_all(path, ends, first)
+        count = min(self.open.shape[-1], width)
+        nodes, ends = parting[::-1][:count], ends[:width][::-1][:count, :, None]
+        nodes = np.where((nodes == NEVER) & (ends < width - 1), ends + 1, nodes)
+        found = np.full(self.open.shape, NEVER)
+        found[..., :count] = np.moveaxis(nodes, 0, -1)
+        return found, path, is_start
+
+    def follow_all(self, path: Any, ends: Any, first: Any) -> Any:
+        """As `kernels.trellis.follow`, by NumPy."""
+        width, num_states = len(path), self.begin.shape[-1]
         rows, states = np.arange(self.size)[:, None], np.arange(num_states)
         parting = np.zeros((width, self.size, num_states), np.int64)
         for step in range(int(first.min(initial=0)), width):
@@ -308,12 +345,7 @@ class _Streams(HostStreams):
             else:
                 known = np.where(is_own, NEVER, step)
             parting[step] = np.where((first == step)[:, None], np.where(is_own, NEVER, step), known)
-        count = min(self.open.shape[-1], width)
-        nodes, ends = parting[::-1][:count], ends[:width][::-1][:count, :, None]
-        nodes = np.where((nodes == NEVER) & (ends < width - 1), ends + 1, nodes)
-        found = np.full(self.open.shape, NEVER)
-        found[..., :count] = np.moveaxis(nodes, 0, -1)
-        return found, path, is_start
+        return parting
 
     def forget(self, gone: Any) -> None:
         """Leave open segments (B, K, D) out of what goes on."""
@@ -361,6 +393,14 @@ class _Streams(HostStreams):
         rows = (self.back(np.moveaxis(x, 0, 1)) for x in (self.durations, self.sources))
         parts = (self.back(self.initial), *given[1:3], *messages, *rows, *map(self.back, counts), given.max_delay)
         return SemiMarkovViterbiStreamState._make(parts)
+
+
+@lru_cache(maxsize=8)
+def _tail(law: bytes, shape: tuple[int, ...], dtype: Any) -> Any:
+    """`log_tail` of a law, which comes again with every chunk, and would take longer than the chunk."""
+    found = log_tail(backend_named("numpy"), np.frombuffer(law, dtype).reshape(shape))
+    found.flags.writeable = False
+    return found
 
 
 def _joined(x: Any) -> Any:

@@ -1,19 +1,22 @@
 """What the survivors of a stream agree on: max messages with back-pointers, on the host.
 
-How many steps come out depends on the data, so the host would have to look anyway; and a step's arrays are so small
-that NumPy, whose operations begin ten times sooner than other libraries', is done first. A survivor is the best path
-into a state that can still be. Time leads here, so that a step's row is one piece of memory.
+How many steps come out depends on the data, so the host would have to look anyway. Compiled code takes the steps and
+follows the survivors where it can; else NumPy does, whose operations begin ten times sooner than other libraries'; both
+give the same bits. A survivor is the best path into a state that can still be. Time leads here, so that a step's row is
+one piece of memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..kernels import trellis as kernel
 from ..structure import WORKSPACE, Dense, Structure
 
 NEVER = np.iinfo(np.int64).max
@@ -26,42 +29,54 @@ class Moves:
     def __init__(self, structure: Structure, weights: Any, size: int, dtype: Any) -> None:
         """`weights` (B or 1, *base) and the structure's tables are the host's; B = `size`."""
         self.num_states, self.size = structure.num_states, size
-        self.is_nan = np.broadcast_to(np.isnan(weights).reshape(len(weights), -1).any(1), (size,))
-        self._into: Any = None
-        if isinstance(structure, Dense):
-            self._weights = np.ascontiguousarray(np.swapaxes(weights, -1, -2), dtype)
-            self._rows = np.arange(size * self.num_states) * self.num_states
-            return
-        sources, _, order, start, count = (np.asarray(table) for table in structure.tables[:5])
-        (self._into,) = np.nonzero(count)
-        self._first = start[self._into]
-        self._group = np.repeat(np.arange(len(self._into)), count[self._into])
-        self._sources, self._places = sources[order], np.arange(len(order))
-        self._weights = np.ascontiguousarray(weights[..., order], dtype)
+        self.edges: tuple[Any, ...] = ()
+        """Sources of edges in order of their targets, and where each state's begin and how many they are."""
+        if not isinstance(structure, Dense):
+            sources, _, order, start, count = (np.asarray(table) for table in structure.tables[:5])
+            self.edges, weights = (sources[order], start, count), weights[..., order]
+        self.weights = np.ascontiguousarray(weights, dtype)
+
+    @cached_property
+    def is_nan(self) -> Any:
+        """(B,)"""
+        return np.broadcast_to(np.isnan(self.weights).reshape(len(self.weights), -1).any(1), (self.size,))
 
     def best(self, message: Any) -> tuple[Any, Any]:
         """Messages (B, K) moved one step on, and the state each came from, (B, K)."""
-        if self._into is None:
+        if not self.edges:
             return self._best_dense(message)
-        terms = message[:, self._sources] + self._weights
-        most = np.maximum.reduceat(terms, self._first, axis=1)
-        place = np.where(terms == most[:, self._group], self._places, len(self._places) - 1)
-        place = np.minimum.reduceat(place, self._first, axis=1)
+        sources, (into, first, group, places) = self.edges[0], self._places
+        terms = message[:, sources] + self.weights
+        most = np.maximum.reduceat(terms, first, axis=1)
+        place = np.where(terms == most[:, group], places, len(places) - 1)
+        place = np.minimum.reduceat(place, first, axis=1)
         values = np.full(message.shape, -inf, terms.dtype)
-        values[:, self._into] = most
+        values[:, into] = most
         found = np.zeros(message.shape, np.intp)
-        found[:, self._into] = self._sources[place]
+        found[:, into] = sources[place]
         return values, found
+
+    @cached_property
+    def _places(self) -> tuple[Any, ...]:
+        """States that edges lead into, the first edge of each, which of them each edge leads into, and 0..E-1."""
+        sources, start, count = self.edges
+        (into,) = np.nonzero(count)
+        return into, start[into], np.repeat(np.arange(len(into)), count[into]), np.arange(len(sources))
+
+    @cached_property
+    def _turned(self) -> Any:
+        return np.ascontiguousarray(np.swapaxes(self.weights, -1, -2))
 
     def _best_dense(self, message: Any) -> tuple[Any, Any]:
         if message.size * self.num_states <= WORKSPACE:
-            terms = message[:, None, :] + self._weights
+            terms = message[:, None, :] + self._turned
             found = terms.argmax(-1)
-            return terms.reshape(-1).take(found.reshape(-1) + self._rows).reshape(found.shape), found
+            rows = np.arange(found.size) * self.num_states
+            return terms.reshape(-1).take(found.reshape(-1) + rows).reshape(found.shape), found
         count = max(1, WORKSPACE // max(message.size, 1))
         parts = []
         for first in range(0, self.num_states, count):
-            terms = message[:, None, :] + self._weights[:, first : first + count, :]
+            terms = message[:, None, :] + self._turned[:, first : first + count, :]
             parts.append((terms.max(-1), terms.argmax(-1)))
         values, sources = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         return values, sources
@@ -107,7 +122,11 @@ def forward(
     num_steps: Any,
     num_pending: Any,
 ) -> Passed:
-    """Take emissions (B, n, K), of which each stream reads its own first `lengths` (B,)."""
+    """Take emissions (B, n, K), of which each stream reads its own first `lengths` (B,); n is at least 1."""
+    if kernel.can_run(message):
+        scales, weights, edges = (scaling.every, scaling.last, scaling.is_centred), moves.weights, moves.edges
+        streams = initial, message, origins, emission, lengths, num_steps, num_pending
+        return Passed(*kernel.forward(weights, edges, scales, *streams))
     size, count, num_states = emission.shape
     states, base = np.arange(num_states), (np.arange(size) * num_states)[:, None]
     pointers = np.empty((count, size, num_states), np.int16 if num_states < 2**15 else np.int32)
@@ -117,14 +136,14 @@ def forward(
     wrong = (is_valid[..., None] & ~is_number).any((0, 2))
     if not is_number.all():  # padding may hold anything
         emission = np.where(is_number, emission, emission.dtype.type(0))
-    scale = np.zeros(size)
+    scale, top = np.zeros(size), np.zeros((count, size, 1))
     if scaling.is_centred:
         top = _finite(emission.max(-1, keepdims=True))
         emission = emission - top
-        scale += np.where(is_valid, top[..., 0], 0.0).sum(0)
     due = scaling.due(num_steps + np.arange(count)[:, None]) & is_valid
     is_due, is_full = due.any(1).tolist(), is_valid.all(1).tolist()
     for t in range(count):
+        scale += np.where(is_valid[t], top[t, :, 0], 0.0)
         values, found = moves.best(message)
         came = origins.take(found + base)
         if t == 0:
@@ -177,8 +196,12 @@ class Traced(NamedTuple):
     """(B, K) each: states of the survivors, from the last step back as far as they were followed."""
 
 
-def trace(pointers: Any, is_alive: Any, best: Any, is_wanted: Any) -> Traced:
-    """Follow survivors (B, K) back until those of all wanted streams have met, and the best one to the start."""
+def trace(pointers: Any, is_alive: Any, best: Any, is_wanted: Any, num_pending: Any) -> Traced:
+    """Follow survivors (B, K) back until those of all wanted streams have met, and the best one to the start.
+
+    Args:
+        num_pending: (B,): the last steps of the window, where survivors may part.
+    """
     width, size, num_states = pointers.shape
     base = np.arange(size)[:, None] * num_states
     at = np.where(is_alive, np.arange(num_states), best[:, None]) + base
@@ -190,7 +213,7 @@ def trace(pointers: Any, is_alive: Any, best: Any, is_wanted: Any) -> Traced:
         seen.append(at)
         own = at.reshape(-1)[rows + best]
         path[step] = own - rows
-        is_apart = at != own[:, None]
+        is_apart = (at != own[:, None]) & (step >= width - num_pending)[:, None]
         if not is_apart[is_wanted].any():
             break
         parting[is_apart] = step
@@ -203,6 +226,47 @@ def trace(pointers: Any, is_alive: Any, best: Any, is_wanted: Any) -> Traced:
             own = flat[earlier][rows + own]
             path[earlier - 1] = own
     return Traced(path, parting, seen)
+
+
+class Committed(NamedTuple):
+    """What survivors agree on after some steps of B streams."""
+
+    states: Any
+    """(B, m) of the pending steps that are final now, -1 behind."""
+    count: Any
+    """(B,): how many they are."""
+    forced: Any
+    """(B,): on how many steps the survivors dropped did not agree."""
+    message: Any
+    """(B, K), -inf where survivors are dropped."""
+    origins: Any
+    """(B, K), of the first step that is pending now."""
+
+
+def commit(
+    message: Any, origins: Any, pointers: Any, num_steps: Any, num_pending: Any, max_delay: int | None
+) -> Committed:
+    """What streams can give out of a window of pointers (W, B, K)."""
+    if kernel.can_commit(pointers, num_pending):
+        return Committed(*kernel.commit(message, origins, pointers, num_steps, num_pending, max_delay))
+    size, width = len(message), len(pointers)
+    is_alive = message > -inf
+    is_lost = ~is_alive.any(-1) | (num_steps == 0)
+    best = np.where(is_alive, message, -inf).argmax(-1)
+    own = origins[np.arange(size), best]
+    is_wanted = ~is_lost & (num_pending > 0) & ~(is_alive & (origins != own[:, None])).any(-1)
+    if max_delay is not None:
+        is_wanted |= ~is_lost & (num_pending > max_delay)
+    traced = trace(pointers, is_alive, best, is_wanted, num_pending)
+    count, remain, forced = met(traced.parting, is_alive, num_pending, width, max_delay)
+    count = np.where(is_lost, num_pending, np.where(is_wanted, count, 0))
+    states = rows_of(np.where(is_lost, -1, traced.path), num_pending, count)
+    message = np.where(is_alive & ~remain & is_wanted[:, None], -inf, message)
+    origins = origins.copy()
+    for b in np.flatnonzero(is_wanted & (count < num_pending)):
+        back = int(num_pending[b] - count[b]) - 1  # steps from the last to the first that is pending now
+        origins[b] = traced.seen[back][b] - b * message.shape[1]
+    return Committed(states, count, np.where(is_wanted, forced, 0), message, origins)
 
 
 def met(parting: Any, is_alive: Any, num_pending: Any, width: int, max_delay: int | None) -> tuple[Any, Any, Any]:

@@ -243,7 +243,7 @@ class _Streams(HostStreams):
             self.flat(x, rank) for x, rank in zip(state[2:-1], (1, 1, 2, 1, 0, 0, 0), strict=True)
         )
         self.scale = scale.astype(np.float64).sum(-1)
-        self.pointers = np.ascontiguousarray(np.moveaxis(pointers, 1, 0))
+        self.pointers = np.ascontiguousarray(pointers.swapaxes(0, 1))
 
     @property
     def num_pending(self) -> Any:
@@ -251,16 +251,16 @@ class _Streams(HostStreams):
 
     def take(self, chain: Chain, emission: Any, lengths: Any) -> None:
         """Steps (B, n, K) of emissions."""
-        dtype, scaling = _arithmetic(chain, self.size)
         if isinstance(chain.structure, Factored):
             chain = chain.with_dense_transition()
+        dtype, scaling = _arithmetic(chain, self.size)
         weights = self.backend.to_numpy(self.backend.stop_gradient(chain.weights[0]))[:, 0]
         if len(weights) > 1:  # of their own batch axes
             weights = np.broadcast_to(
                 weights.reshape((*chain.batch_shape, *weights.shape[1:])), (*self.batch, *weights.shape[1:])
             ).reshape(self.size, *weights.shape[1:])
         moves = trellis.Moves(_on_host(chain, self.backend), weights, self.size, dtype)
-        initial = self.flat(self.given.log_initial, 1).astype(dtype)
+        initial = self.flat(self.given.log_initial, 1).astype(dtype, copy=False)
         passed = trellis.forward(
             moves,
             scaling,
@@ -279,35 +279,25 @@ class _Streams(HostStreams):
 
     def give_out(self) -> Any:
         """(B, m) of the steps that are final now."""
-        pending, width, delay = self.num_pending, len(self.pointers), self.given.max_delay
-        is_alive = self.message > -inf
-        is_lost = ~is_alive.any(-1) | (self.num_steps == 0)
-        best = np.where(is_alive, self.message, -inf).argmax(-1)
-        own = self.origins[np.arange(self.size), best]
-        is_wanted = ~is_lost & (pending > 0) & ~(is_alive & (self.origins != own[:, None])).any(-1)
-        if delay is not None:
-            is_wanted |= ~is_lost & (pending > delay)
-        traced = trellis.trace(self.pointers, is_alive, best, is_wanted)
-        count, remain, forced = trellis.met(traced.parting, is_alive, pending, width, delay)
-        count = np.where(is_lost, pending, np.where(is_wanted, count, 0))
-        path = np.where(is_lost, -1, traced.path)
-        states = trellis.rows_of(path, pending, count)
-        self.message = np.where(is_alive & ~remain & is_wanted[:, None], -inf, self.message)
-        self.num_forced = self.num_forced + np.where(is_wanted, forced, 0)
-        self.origins = self.origins.copy()
-        for b in np.flatnonzero(is_wanted & (count < pending)):
-            back = int(pending[b] - count[b]) - 1  # steps from the last to the first that is pending now
-            self.origins[b] = traced.seen[back][b] - b * self.message.shape[1]
-        self.num_committed = self.num_committed + count
-        self.pointers = self.pointers[width - int(self.num_pending.max(initial=0)) :]
-        return states
+        found = trellis.commit(
+            self.message, self.origins, self.pointers, self.num_steps, self.num_pending, self.given.max_delay
+        )
+        self.message, self.origins = found.message, found.origins
+        self.num_forced = self.num_forced + found.forced
+        self.num_committed = self.num_committed + found.count
+        self.drop()
+        return found.states
+
+    def drop(self) -> None:
+        """Leave out rows that no stream waits for."""
+        self.pointers = self.pointers[len(self.pointers) - int(self.num_pending.max(initial=0)) :]
 
     def rest(self, final: Any, is_ending: Any) -> Any:
         """(B, m) of all pending steps, with the weights `final` of the last one's states."""
         is_possible = (final > -inf).any(-1) & ~np.isnan(final).any(-1)
         best = np.where(final > -inf, final, -inf).argmax(-1)
         alone = np.zeros(final.shape, bool)
-        traced = trellis.trace(self.pointers, alone, best, is_ending)
+        traced = trellis.trace(self.pointers, alone, best, is_ending, self.num_pending)
         path = np.where(is_possible, traced.path, -1)
         return trellis.rows_of(path, self.num_pending, np.where(is_ending, self.num_pending, 0))
 
@@ -319,14 +309,16 @@ class _Streams(HostStreams):
         self.num_steps, self.num_committed, self.num_forced = (
             np.where(is_ended, 0, x) for x in (self.num_steps, self.num_committed, self.num_forced)
         )
-        self.pointers = self.pointers[len(self.pointers) - int(self.num_pending.max(initial=0)) :]
+        self.drop()
 
     def state(self) -> ViterbiStreamState:
         """These streams as a state."""
         given = self.given
-        pointers = np.moveaxis(self.pointers, 0, 1)
+        pointers = self.pointers.swapaxes(0, 1)
         rest = (self.origins.astype(np.int64, copy=False), self.num_steps, self.num_committed, self.num_forced)
-        initial = self.backend.xp.broadcast_to(given.log_initial, (*self.batch, given.log_initial.shape[-1]))
+        initial, shape = given.log_initial, (*self.batch, given.log_initial.shape[-1])
+        if tuple(initial.shape) != shape:
+            initial = self.backend.xp.broadcast_to(initial, shape)
         parts = (self.back(self.message), self.scale_back(self.scale), self.back(pointers), *map(self.back, rest))
         return ViterbiStreamState._make((initial, given.log_transition, *parts, given.max_delay))
 
@@ -342,8 +334,6 @@ def _on_host(chain: Chain, backend: Backend) -> Any:
 def _arithmetic(chain: Chain, size: int) -> tuple[Any, trellis.Scaling]:
     """What `viterbi` computes in, and when it scales: so that paths that differ by rounding alone win alike."""
     io = np.dtype(str(chain.emission.dtype).rpartition(".")[2])
-    if isinstance(chain.structure, Factored):
-        chain = chain.with_dense_transition()
     if fused(chain, "auto") is None:
         return io, trellis.Scaling(1, 0, True)
     element = element_of("f32" if io == np.float32 else "f64", variant_of(chain.structure), chain.num_states)
