@@ -19,7 +19,7 @@ The derivatives of the log-likelihoods L are probabilities of segments, sums of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, NamedTuple
 
@@ -27,9 +27,11 @@ from .arrays import filled, no_rule
 from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, batch_size, declare
 from .kernels import segments as compiled
-from .numerics import accurate_sum, centre, draw, logsumexp, multiply
+from .numerics import accurate_sum, centre, draw, logsumexp, multiply, softmax
 
 NUM_THETA = 5
+MOST_MISSING = 1e-6
+"""From one, of a step's posteriors, before sequences are counted again by array code."""
 Reduce = Callable[[Backend, Array, int], Array]
 
 
@@ -199,54 +201,92 @@ class Counts(NamedTuple):
 def counts_of(backend: Backend, theta: Theta, lengths: Array, kernel: str = "reference") -> tuple[Counts, Array]:
     """The derivative of the log-likelihoods, by a pass forward and one back that counts, and those themselves, (B,)."""
     xp, passed = backend.xp, forward_pass(backend, theta, lengths, kernel=kernel)
-    if passed.run is not None:
-        known = backend.to_numpy(xp.where(passed.scaled == -inf, 0.0, passed.scaled))
-        found = (backend.asarray(x, like=theta.emission) for x in passed.run.counts(theta.tail, known))
-        counts = Counts(*(xp.astype(x, theta.emission.dtype, copy=False) for x in found))
-        return counts, passed.log_likelihood
+    if passed.run is None:
+        return _counts(backend, theta, lengths, passed), passed.log_likelihood
+    known = backend.to_numpy(xp.where(passed.scaled == -inf, 0.0, passed.scaled))
+    found = (backend.asarray(x, like=theta.emission) for x in passed.run.counts(theta.tail, known))
+    counts = Counts(*(xp.astype(x, theta.emission.dtype, copy=False) for x in found))
+    # compiled code takes log p(x) from messages: of 1e12 nats it leaves too few digits
+    is_valid = backend.arange(theta.emission.shape[1], like=lengths)[None, :] < lengths[:, None]
+    is_one = xp.abs(xp.sum(counts.emission, axis=-1) - 1.0) < MOST_MISSING
+    is_off = xp.any(is_valid & ~is_one, axis=-1) & (passed.scaled > -inf)
+    if bool(xp.any(is_off)):
+        counts = _counted_again(backend, theta, lengths, passed, counts, is_off)
+    return counts, passed.log_likelihood
+
+
+def _counted_again(
+    backend: Backend, theta: Theta, lengths: Array, passed: Passed, counts: Counts, is_off: Array
+) -> Counts:
+    """The counts, those of some sequences (B,) by array code."""
+    xp, size = backend.xp, lengths.shape[0]
+    places = backend.to_numpy(is_off).nonzero()[0]
+    rows = backend.asarray(places, like=lengths)
+    source = backend.to_numpy(backend.arange(size, like=lengths)).copy()
+    source[places] = size + backend.to_numpy(backend.arange(len(places), like=lengths))
+
+    def some(x: Array) -> Array:
+        return x if x.shape[0] == 1 else xp.take(x, rows, axis=0)
+
+    dtype = passed.begins.dtype
+    own = Theta(*(some(xp.astype(x, dtype, copy=False)) for x in theta))
+    parts = {name: some(getattr(passed, name)) for name in ("begins", "ends", "scales", "emission", "final", "scaled")}
+    again = _counts(backend, own, some(lengths), replace(passed, **parts))
+    index = backend.asarray(source, like=lengths)
+    both = (xp.concat([x, xp.astype(y, x.dtype)], axis=0) for x, y in zip(counts, again, strict=True))
+    return Counts(*(xp.take(x, index, axis=0) for x in both))
+
+
+def _counts(backend: Backend, theta: Theta, lengths: Array, passed: Passed) -> Counts:
+    """Probabilities of segments from the last to the first, by array code.
+
+    Each is that of the step it ends at, times its share among the segments that may end there; that of a step, what
+    the segment that begins next leaves of its share among the ways to begin. No message is taken from another: shares
+    sum to one however large the messages are.
+    """
+    xp = backend.xp
     num_steps, num_states = theta.emission.shape[1:]
     size, count = lengths.shape[0], theta.duration.shape[-1]
-    steps = backend.arange(num_steps, like=passed.emission)[None, :]
-    left = lengths[:, None] - steps  # steps from each to the end
-    is_last, is_after = left == 1, left < 1
-    known = xp.where(passed.scaled == -inf, 0.0, passed.scaled)
-    padded = xp.concat([theta.tail, xp.full_like(theta.tail[..., :1], -inf)], axis=-1)
-    place = xp.where((left >= 1) & (left <= count), left - 1, count)
-    tails = backend.take_along(xp.broadcast_to(padded, (size, *padded.shape[1:])), place[:, None, :], 2)
-    lengths_are = backend.arange(count, like=passed.emission)
+    left = lengths[:, None] - backend.arange(num_steps, like=passed.emission)[None, :]  # steps from each to the end
+    final = xp.reshape(softmax(backend, _joined(xp, passed.final)), (size, count, num_states))
+    final = xp.matrix_transpose(final)
+    # segments that end at t: those of one step, and what each step before adds
+    first = passed.begins + passed.emission
+    before = xp.concat([xp.zeros_like(passed.scales[:, :1]), passed.scales[:, :-1]], axis=-1)
+    more = passed.emission - before[..., None]
+
+    def window(x: Array) -> Array:  # (B, K, D): of the last step, the one before and so on
+        return xp.permute_dims(xp.flip(x[:, num_steps - count :, :], axis=1), (0, 2, 1))
+
+    def earlier(x: Array, value: float) -> Array:  # D steps before each
+        gap = xp.full_like(x[:, :count, :], value)
+        return xp.concat([gap, x[:, : num_steps - count, :]], axis=1)
 
     def step(carry: Any, item: Any) -> tuple[Any, Any]:
-        (later, last, after, pending, durations, ends, moves), given = carry, item
-        e, begin, end, scale, is_last, is_after, tail, left = given
-        scale = scale[:, None]
-        # what follows a segment that ends here
-        follow = after[:, None, :] + theta.transition - scale[..., None]
-        future = xp.where(is_last[:, None], -inf, logsumexp(backend, follow))
-        moves = moves + xp.where(is_last[:, None, None], 0.0, xp.exp(end[:, :, None] + follow))
-        later = xp.concat([(e + future)[..., None], later[..., :-1] + (e - scale)[..., None]], axis=-1)
-        last = xp.where(is_last[:, None], e - known[:, None], last + e - scale)
-        found = later + theta.duration
-        whole = logsumexp(backend, xp.stack([logsumexp(backend, found), last + tail], axis=-1))
-        after = xp.where(is_after[:, None], -inf, whole)
-        inside = xp.exp(begin[..., None] + found)
-        at_end = xp.where(lengths_are == left[:, None, None] - 1, xp.exp(begin + last + tail)[..., None], 0.0)
-        over = xp.flip(xp.cumulative_sum(xp.flip(inside + at_end, axis=-1), axis=-1), axis=-1)
-        done = pending[..., -1]
-        pending = over + xp.concat([xp.zeros_like(over[..., :1]), pending[..., :-1]], axis=-1)
-        return (later, last, after, pending, durations + inside, ends + at_end, moves), (done, begin + after)
+        (firsts, mores, begun, covered, starts, durations, ends, moves), given = carry, item
+        end, is_last, next_first, next_more = given
+        moved = starts[:, None, :] * softmax(backend, end[:, :, None] + theta.transition, axis=1)
+        sums = xp.cumulative_sum(mores, axis=-1)
+        sums = xp.concat([xp.zeros_like(sums[..., :1]), sums[..., :-1]], axis=-1)
+        inside = xp.sum(moved, axis=-1)[..., None] * softmax(backend, firsts + sums + theta.duration)
+        at_end = xp.where(is_last[:, None, None], final, 0.0)
+        both = inside + at_end
+        begun = begun + both
+        covered = covered + xp.flip(xp.cumulative_sum(xp.flip(both, axis=-1), axis=-1), axis=-1)
+        starts, posterior = begun[..., 0], covered[..., 0]
+        begun, covered = (xp.concat([x[..., 1:], xp.zeros_like(x[..., :1])], axis=-1) for x in (begun, covered))
+        firsts = xp.concat([firsts[..., 1:], next_first[..., None]], axis=-1)
+        mores = xp.concat([mores[..., 1:], next_more[..., None]], axis=-1)
+        return (firsts, mores, begun, covered, starts, durations + inside, ends + at_end, moves + moved), (posterior,)
 
-    empty = backend.full((size, num_states, count), -inf, like=passed.emission)
-    none, zeros = empty[..., 0], xp.zeros_like(empty)
-    moves = backend.full((size, num_states, num_states), 0.0, like=empty)
-    items = (passed.emission, passed.begins, passed.ends, passed.scales, is_last, is_after, tails, left)
-    items = tuple(xp.flip(xp.moveaxis(x, -1 if x is tails else 1, 0), axis=0) for x in items)
-    carry = (empty, none, none, zeros, zeros, zeros, moves)
-    (_, _, _, pending, durations, ends, moves), (done, starts) = scan_in_chunks(backend, step, carry, items, count)
-    posteriors = xp.moveaxis(pending, -1, 1)
-    if count < num_steps:  # the step at s leaves the posteriors of s + D
-        rest = xp.moveaxis(xp.flip(done, axis=0)[: num_steps - count, ...], 0, 1)
-        posteriors = xp.concat([posteriors, rest], axis=1)
-    return Counts(xp.exp(starts[-1, ...]), moves, durations, ends, posteriors), passed.log_likelihood
+    zeros = backend.full((size, num_states, count), 0.0, like=passed.emission)
+    none = backend.full((size, num_states, num_states), 0.0, like=zeros)
+    carry = (window(first), window(more), zeros, zeros, zeros[..., 0], zeros, zeros, none)
+    items = (passed.ends, left == 1, earlier(first, -inf), earlier(more, 0.0))
+    items = tuple(xp.flip(xp.moveaxis(x, 1, 0), axis=0) for x in items)
+    found, (posteriors,) = scan_in_chunks(backend, step, carry, items, count)
+    starts, durations, ends, moves = found[4:]
+    return Counts(starts, moves, durations, ends, xp.moveaxis(xp.flip(posteriors, axis=0), 0, 1))
 
 
 def scan_in_chunks(
