@@ -262,7 +262,8 @@ def semi_markov_sample(
         batch_shape: axes of independent draws.
 
     Returns:
-        `SemiMarkovPath(states (*batch_shape, T) int64, is_start bool)`; -1 from where a state has no way out.
+        `SemiMarkovPath(states (*batch_shape, T) int64, is_start bool)`; -1 from where a state has no way out, or the next
+        one no duration.
 
     Raises:
         TypeError: `rng` is not the array library's own. ValueError: shapes.
@@ -305,6 +306,7 @@ def semi_markov_sample(
         is_new = left == 0
         state = xp.where(is_new, xp.where(is_stuck, -1, drawn), state)
         law = xp.take(log_duration, xp.where(state < 0, 0, state), axis=0)
+        state = xp.where(is_new & (xp.max(law, axis=-1) == -inf), -1, state)
         left = xp.where(is_new, draw(backend, law, duration_chance, None) + 1, left) - 1
         return (state, left, is_first & False), (state, is_new & (state >= 0))
 

@@ -232,6 +232,14 @@ def test_what_cannot_be_drawn_from_is_named(change, error, message):
         hf.semi_markov_sample(**{**given_, **change}, num_steps=3, rng=np.random.default_rng(0))
 
 
+def test_draws_end_before_a_state_without_durations():
+    with np.errstate(divide="ignore"):
+        parts = [np.log(x) for x in ([1.0, 0.0], [[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]])]
+    found = hf.semi_markov_sample(*parts, num_steps=5, rng=np.random.default_rng(0))
+    assert found.states.tolist() == [0, 0, -1, -1, -1]
+    assert found.is_start.tolist() == [True, False, False, False, False]
+
+
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 def test_hugely_negative_scores_lose_no_other_segmentation(name):
     """State 0 scores -1e17 at one step, as good as impossible: the rest is what -inf there leaves, digit by digit."""
