@@ -262,8 +262,8 @@ def semi_markov_sample(
         batch_shape: axes of independent draws.
 
     Returns:
-        `SemiMarkovPath(states (*batch_shape, T) int64, is_start bool)`; -1 from where a state has no way out, or the next
-        one no duration.
+        `SemiMarkovPath(states (*batch_shape, T) int64, is_start bool)`; -1 from where a state has no way out,
+        or the next one no duration.
 
     Raises:
         TypeError: `rng` is not the array library's own. ValueError: shapes.
