@@ -291,8 +291,7 @@ def test_posteriors_of_long_float32_sequences():
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("part", range(4))
-@pytest.mark.parametrize("form", ["auto", "reference", "numpy", "jax"])
+@pytest.mark.parametrize(("form", "part"), [*itertools.product(("auto", "reference", "numpy"), range(4)), ("jax", 3)])
 def test_nan_has_no_path_and_no_score(form, part):
     """In the chain, in durations and in frames, of one of two sequences."""
     library, rng = LIBRARIES[form if form in ("numpy", "jax") else "torch"], np.random.default_rng(0)
