@@ -19,7 +19,7 @@ The derivatives of the log-likelihoods L are probabilities of segments, sums of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, NamedTuple
 
@@ -27,9 +27,11 @@ from .arrays import filled, no_rule
 from .backend import Array, Backend, Primitive
 from .backend.protocol import Shape, batch_size, declare
 from .kernels import segments as compiled
-from .numerics import accurate_sum, centre, draw, logsumexp, multiply
+from .numerics import accurate_sum, centre, draw, logsumexp, multiply, softmax
 
 NUM_THETA = 5
+MOST_MISSING = 1e-6
+"""From one, of a step's posteriors, before sequences are counted again by array code."""
 Reduce = Callable[[Backend, Array, int], Array]
 
 
@@ -224,44 +226,92 @@ class Counts(NamedTuple):
 def counts_of(backend: Backend, theta: Theta, lengths: Array, kernel: str = "reference") -> tuple[Counts, Array]:
     """The derivative of the log-likelihoods, by a pass forward and one back that counts, and those themselves, (B,)."""
     xp, passed = backend.xp, forward_pass(backend, theta, lengths, kernel=kernel)
-    if passed.run is not None:
-        known = backend.to_numpy(xp.where(passed.scaled == -inf, 0.0, passed.scaled))
-        found = (backend.asarray(x, like=theta.emission) for x in passed.run.counts(theta.tail, known))
-        counts = Counts(*(xp.astype(x, theta.emission.dtype, copy=False) for x in found))
-        return counts, passed.log_likelihood
+    if passed.run is None:
+        return _counts(backend, theta, lengths, passed), passed.log_likelihood
+    known = backend.to_numpy(xp.where(passed.scaled == -inf, 0.0, passed.scaled))
+    found = (backend.asarray(x, like=theta.emission) for x in passed.run.counts(theta.tail, known))
+    counts = Counts(*(xp.astype(x, theta.emission.dtype, copy=False) for x in found))
+    # compiled code takes log p(x) from messages: of 1e12 nats it leaves too few digits
+    is_valid = backend.arange(theta.emission.shape[1], like=lengths)[None, :] < lengths[:, None]
+    is_one = xp.abs(xp.sum(counts.emission, axis=-1) - 1.0) < MOST_MISSING
+    is_off = xp.any(is_valid & ~is_one, axis=-1) & (passed.scaled > -inf)
+    if bool(xp.any(is_off)):
+        counts = _counted_again(backend, theta, lengths, passed, counts, is_off)
+    return counts, passed.log_likelihood
+
+
+def _counted_again(
+    backend: Backend, theta: Theta, lengths: Array, passed: Passed, counts: Counts, is_off: Array
+) -> Counts:
+    """The counts, those of some sequences (B,) by array code."""
+    xp, size = backend.xp, lengths.shape[0]
+    places = backend.to_numpy(is_off).nonzero()[0]
+    rows = backend.asarray(places, like=lengths)
+    source = backend.to_numpy(backend.arange(size, like=lengths)).copy()
+    source[places] = size + backend.to_numpy(backend.arange(len(places), like=lengths))
+
+    def some(x: Array) -> Array:
+        return x if x.shape[0] == 1 else xp.take(x, rows, axis=0)
+
+    dtype = passed.begins.dtype
+    own = Theta(*(some(xp.astype(x, dtype, copy=False)) for x in theta))
+    parts = {name: some(getattr(passed, name)) for name in ("begins", "ends", "scales", "emission", "final", "scaled")}
+    again = _counts(backend, own, some(lengths), replace(passed, **parts))
+    index = backend.asarray(source, like=lengths)
+    both = (xp.concat([x, xp.astype(y, x.dtype)], axis=0) for x, y in zip(counts, again, strict=True))
+    return Counts(*(xp.take(x, index, axis=0) for x in both))
+
+
+def _counts(backend: Backend, theta: Theta, lengths: Array, passed: Passed) -> Counts:
+    """Probabilities of segments from the last to the first, by array code.
+
+    Each is that of the step it ends at, times its share among the segments that may end there; that of a step, what
+    the segment that begins next leaves of its share among the ways to begin. No message is taken from another: shares
+    sum to one however large the messages are.
+    """
+    xp = backend.xp
     num_steps, num_states = theta.emission.shape[1:]
     size, count = lengths.shape[0], theta.duration.shape[-1]
-    known = xp.where(passed.scaled == -inf, 0.0, passed.scaled)[:, None]
-    lengths_are = backend.arange(count, like=passed.emission)
+    left = lengths[:, None] - backend.arange(num_steps, like=passed.emission)[None, :]  # steps from each to the end
+    final = xp.reshape(softmax(backend, _joined(xp, passed.final)), (size, count, num_states))
+    final = xp.matrix_transpose(final)
+    # segments that end at t: those of one step, and what each step before adds
+    first = passed.begins + passed.emission
+    before = xp.concat([xp.zeros_like(passed.scales[:, :1]), passed.scales[:, :-1]], axis=-1)
+    more = passed.emission - before[..., None]
+
+    def window(x: Array) -> Array:  # (B, K, D): of the last step, the one before and so on
+        return xp.permute_dims(xp.flip(x[:, num_steps - count :, :], axis=1), (0, 2, 1))
+
+    def earlier(x: Array, value: float) -> Array:  # D steps before each
+        gap = xp.full_like(x[:, :count, :], value)
+        return xp.concat([gap, x[:, : num_steps - count, :]], axis=1)
 
     def step(carry: Any, item: Any) -> tuple[Any, Any]:
-        (held, pending, durations, ends, moves), (*place, left, begin, end, scale) = carry, item
-        held, (follow, _, found, cut) = retreat(
-            backend, theta.transition, theta.duration, held, place, scale[:, None], known
-        )
-        is_last = place[1]
-        moves = moves + xp.where(is_last[:, None, None], 0.0, xp.exp(end[:, :, None] + follow))
-        inside = xp.exp(begin[..., None] + found)
-        at_end = xp.where(lengths_are == left[:, None, None] - 1, xp.exp(begin + cut)[..., None], 0.0)
-        over = xp.flip(xp.cumulative_sum(xp.flip(inside + at_end, axis=-1), axis=-1), axis=-1)
-        done = pending[..., -1]
-        pending = over + xp.concat([xp.zeros_like(over[..., :1]), pending[..., :-1]], axis=-1)
-        return (held, pending, durations + inside, ends + at_end, moves), (done, begin + held[2])
+        (firsts, mores, begun, covered, starts, durations, ends, moves), given = carry, item
+        end, is_last, next_first, next_more = given
+        moved = starts[:, None, :] * softmax(backend, end[:, :, None] + theta.transition, axis=1)
+        sums = xp.cumulative_sum(mores, axis=-1)
+        sums = xp.concat([xp.zeros_like(sums[..., :1]), sums[..., :-1]], axis=-1)
+        inside = xp.sum(moved, axis=-1)[..., None] * softmax(backend, firsts + sums + theta.duration)
+        at_end = xp.where(is_last[:, None, None], final, 0.0)
+        both = inside + at_end
+        begun = begun + both
+        covered = covered + xp.flip(xp.cumulative_sum(xp.flip(both, axis=-1), axis=-1), axis=-1)
+        starts, posterior = begun[..., 0], covered[..., 0]
+        begun, covered = (xp.concat([x[..., 1:], xp.zeros_like(x[..., :1])], axis=-1) for x in (begun, covered))
+        firsts = xp.concat([firsts[..., 1:], next_first[..., None]], axis=-1)
+        mores = xp.concat([mores[..., 1:], next_more[..., None]], axis=-1)
+        return (firsts, mores, begun, covered, starts, durations + inside, ends + at_end, moves + moved), (posterior,)
 
-    held, places = _from_the_end(backend, theta.tail, passed.emission, lengths)
-    zeros = xp.zeros_like(held[0])
-    moves = backend.full((size, num_states, num_states), 0.0, like=zeros)
-    steps = backend.arange(num_steps, like=passed.emission)[None, :]
-    given = (lengths[:, None] - steps, passed.begins, passed.ends, passed.scales)
-    items = (*places, *(xp.flip(xp.moveaxis(x, 1, 0), axis=0) for x in given))
-    (_, pending, durations, ends, moves), (done, starts) = scan_in_chunks(
-        backend, step, (held, zeros, zeros, zeros, moves), items, count
-    )
-    posteriors = xp.moveaxis(pending, -1, 1)
-    if count < num_steps:  # the step at s leaves the posteriors of s + D
-        rest = xp.moveaxis(xp.flip(done, axis=0)[: num_steps - count, ...], 0, 1)
-        posteriors = xp.concat([posteriors, rest], axis=1)
-    return Counts(xp.exp(starts[-1, ...]), moves, durations, ends, posteriors), passed.log_likelihood
+    zeros = backend.full((size, num_states, count), 0.0, like=passed.emission)
+    none = backend.full((size, num_states, num_states), 0.0, like=zeros)
+    carry = (window(first), window(more), zeros, zeros, zeros[..., 0], zeros, zeros, none)
+    items = (passed.ends, left == 1, earlier(first, -inf), earlier(more, 0.0))
+    items = tuple(xp.flip(xp.moveaxis(x, 1, 0), axis=0) for x in items)
+    found, (posteriors,) = scan_in_chunks(backend, step, carry, items, count)
+    starts, durations, ends, moves = found[4:]
+    return Counts(starts, moves, durations, ends, xp.moveaxis(xp.flip(posteriors, axis=0), 0, 1))
 
 
 def backward_pass(
@@ -281,53 +331,26 @@ def backward_pass(
     if not backend.records(arrays) and compiled.can_run(backend, kernel, arrays):
         after = compiled.Run(transition, duration, emission, lengths).after(tail)
         return xp.astype(backend.asarray(after, like=emission), emission.dtype, copy=False)
-    zero = xp.zeros_like(emission[:, 0, :1])
-
-    def step(held: Any, place: Any) -> tuple[Any, Any]:
-        held, (_, future, _, _) = retreat(backend, transition, duration, held, place, zero, zero)
-        return held, (future,)
-
-    _, (found,) = scan_in_chunks(backend, step, *_from_the_end(backend, tail, emission, lengths), tail.shape[-1])
-    return xp.moveaxis(xp.flip(found, axis=0), 0, 1)
-
-
-def retreat(
-    backend: Backend, transition: Array, duration: Array, held: Any, place: Any, scale: Array, known: Array
-) -> tuple[Any, tuple[Array, ...]]:
-    """One step of the recursion from the end.
-
-    Args:
-        held: of the step after, weights of it and all that follows: (B, K, D) if d + 1 steps are of one segment and
-            others follow, without its duration; (B, K) if all are of one; (B, K) all ways, if a segment begins there.
-        place: emissions (B, K); whether the step is the last (B,), or in the padding; `tail` (B, K) of what is left.
-        scale: (B, 1), taken out of what follows the step.
-        known: (B, 1), taken out of all.
-
-    Returns:
-        The same of this step, and what it is made of: what follows a segment that ends here, (B, K from, K to) and its
-        sum (B, K); and the first two of `held` with their durations.
-    """
-    xp, (later, last, after), (e, is_last, is_after, tail) = backend.xp, held, place
-    follow = after[:, None, :] + transition - scale[..., None]
-    future = xp.where(is_last[:, None], -inf, logsumexp(backend, follow))
-    later = xp.concat([(e + future)[..., None], later[..., :-1] + (e - scale)[..., None]], axis=-1)
-    last = xp.where(is_last[:, None], e - known, last + e - scale)
-    found, cut = later + duration, last + tail
-    whole = logsumexp(backend, xp.stack([logsumexp(backend, found), cut], axis=-1))
-    return (later, last, xp.where(is_after[:, None], -inf, whole)), (follow, future, found, cut)
-
-
-def _from_the_end(backend: Backend, tail: Array, emission: Array, lengths: Array) -> tuple[Any, tuple[Array, ...]]:
-    """What `retreat` begins with, and its places, the last step first."""
-    xp, (size, num_steps, num_states), count = backend.xp, emission.shape, tail.shape[-1]
+    (size, num_steps, num_states), count = emission.shape, tail.shape[-1]
     left = lengths[:, None] - backend.arange(num_steps, like=emission)[None, :]  # steps from each to the end
     padded = xp.concat([tail, xp.full_like(tail[..., :1], -inf)], axis=-1)
     at = xp.where((left >= 1) & (left <= count), left - 1, count)
     tails = backend.take_along(xp.broadcast_to(padded, (size, *padded.shape[1:])), at[:, None, :], 2)
+
+    def step(held: Any, place: Any) -> tuple[Any, Any]:
+        # of the step after and all that follows: if d + 1 steps are of one segment, if all are, if one begins there
+        (later, last, after), (e, tail, is_last, is_after) = held, place
+        future = xp.where(is_last[:, None], -inf, logsumexp(backend, after[:, None, :] + transition))
+        later = xp.concat([(e + future)[..., None], later[..., :-1] + e[..., None]], axis=-1)
+        last = xp.where(is_last[:, None], e, last + e)
+        ways = xp.stack([logsumexp(backend, later + duration), last + tail], axis=-1)
+        return (later, last, xp.where(is_after[:, None], -inf, logsumexp(backend, ways))), (future,)
+
     empty = backend.full((size, num_states, count), -inf, like=emission)
-    places = (emission, left == 1, left < 1, xp.matrix_transpose(tails))
-    places = tuple(xp.flip(xp.moveaxis(x, 1, 0), axis=0) for x in places)
-    return (empty, empty[..., 0], empty[..., 0]), places
+    items = (emission, xp.matrix_transpose(tails), left == 1, left < 1)
+    items = tuple(xp.flip(xp.moveaxis(x, 1, 0), axis=0) for x in items)
+    _, (found,) = scan_in_chunks(backend, step, (empty, empty[..., 0], empty[..., 0]), items, count)
+    return xp.moveaxis(xp.flip(found, axis=0), 0, 1)
 
 
 def scan_in_chunks(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import inf, prod
+import operator
+from functools import reduce
+from math import inf, nan, prod
 from typing import Any
 
 from . import segments
@@ -165,8 +167,9 @@ def semi_markov_viterbi(
 
     Returns:
         `SemiMarkovViterbi(states (..., T) int64, is_start (..., T) bool, log_joint (...))`: the state of every step,
-        where segments begin, and log p(x, segmentation). Padding, and impossible sequences, hold -1 and False. Of
-        equals the shorter last segment wins, then the lower state, then the shorter segment before, and so on.
+        where segments begin, and log p(x, segmentation). Padding, and impossible sequences, hold -1 and False; so do
+        those with NaN, whose score is NaN. Of equals the shorter last segment wins, then the lower state, then the
+        shorter segment before, and so on.
 
     Raises: as `semi_markov_log_likelihood`.
 
@@ -185,9 +188,11 @@ def semi_markov_viterbi(
     backend = chain.backend
     fixed = [backend.stop_gradient(x) for x in theta]
     found = backend.call(segments.PATHS, kernel, [*fixed, chain.lengths])
-    states, begins = (x[:, 0, :] for x in found)
-    score = _score(chain, theta, states, begins > 0)
-    return SemiMarkovViterbi(chain.unflatten(states), chain.unflatten(begins > 0), chain.unflatten(score))
+    states, is_start = found[0][:, 0, :], found[1][:, 0, :] > 0
+    is_nan = _has_nan(chain, theta)[:, None]
+    states, is_start = backend.xp.where(is_nan, -1, states), is_start & ~is_nan
+    score = backend.xp.where(is_nan[:, 0], nan, _score(chain, theta, states, is_start))
+    return SemiMarkovViterbi(chain.unflatten(states), chain.unflatten(is_start), chain.unflatten(score))
 
 
 def semi_markov_sample_posterior(
@@ -230,6 +235,8 @@ def semi_markov_sample_posterior(
     luck = backend.uniform(rng, (chain.num_steps, 2, num_samples, chain.lengths.shape[0]), theta.emission)
     fixed = [backend.stop_gradient(x) for x in theta]
     states, begins = backend.call(segments.PATHS, kernel, [*fixed, chain.lengths, xp.permute_dims(luck, (3, 0, 1, 2))])
+    is_nan = _has_nan(chain, theta)[:, None, None]
+    states, begins = xp.where(is_nan, -1, states), xp.where(is_nan, 0, begins)
     shape = (num_samples, *chain.batch_shape, chain.num_steps)
     states, begins = (xp.reshape(xp.permute_dims(x, (1, 0, 2)), shape) for x in (states, begins))
     return SemiMarkovPath(states, begins > 0)
@@ -255,7 +262,8 @@ def semi_markov_sample(
         batch_shape: axes of independent draws.
 
     Returns:
-        `SemiMarkovPath(states (*batch_shape, T) int64, is_start bool)`; -1 from where a state has no way out.
+        `SemiMarkovPath(states (*batch_shape, T) int64, is_start bool)`; -1 from where a state has no way out,
+        or the next one no duration.
 
     Raises:
         TypeError: `rng` is not the array library's own. ValueError: shapes.
@@ -271,7 +279,12 @@ def semi_markov_sample(
     """
     num_steps = need_count("num_steps", num_steps, 1)
     shape = tuple(need_count("batch_shape", n, 0) for n in batch_shape)
-    backend = backend_of(log_initial=log_initial, log_transition=log_transition, log_duration=log_duration)
+    named = {"log_initial": log_initial, "log_transition": log_transition, "log_duration": log_duration}
+    _need_arrays(named)
+    backend = backend_of(**named)
+    if log_initial.ndim != 1 or log_duration.ndim != 2:
+        shapes = f"{tuple(log_initial.shape)} and {tuple(log_duration.shape)}"
+        raise ValueError(f"log_initial, log_duration: expected shapes (K,) and (K, D_max), got {shapes}")
     xp, num_states = backend.xp, log_initial.shape[-1]
     for name, x, wanted in (
         ("log_initial", log_initial, (num_states,)),
@@ -293,6 +306,7 @@ def semi_markov_sample(
         is_new = left == 0
         state = xp.where(is_new, xp.where(is_stuck, -1, drawn), state)
         law = xp.take(log_duration, xp.where(state < 0, 0, state), axis=0)
+        state = xp.where(is_new & (xp.max(law, axis=-1) == -inf), -1, state)
         left = xp.where(is_new, draw(backend, law, duration_chance, None) + 1, left) - 1
         return (state, left, is_first & False), (state, is_new & (state >= 0))
 
@@ -325,6 +339,15 @@ def _score(chain: Chain, theta: Theta, states: Array, is_start: Array) -> Array:
     return xp.where(states[:, 0] < 0, -inf, xp.astype(total, theta.emission.dtype))
 
 
+def _has_nan(chain: Chain, theta: Theta) -> Array:
+    """Whether a sequence's own frames hold NaN, or what its model says, (B,)."""
+    xp = chain.backend.xp
+    emission = xp.where(chain.is_valid()[..., None], theta.emission, 0.0)
+    parts = [xp.any(xp.isnan(x), axis=tuple(range(1, x.ndim))) for x in (*theta[:-1], emission)]
+    parts[1] = parts[1] & (chain.lengths > 1)  # one step makes no move
+    return reduce(operator.or_, parts)
+
+
 def _theta(
     log_initial: Array,
     log_transition: Any,
@@ -337,9 +360,7 @@ def _theta(
     """The arguments checked, and as the primitives take them."""
     check_name(kernel)
     named = {"log_initial": log_initial, "log_duration": log_duration, "log_emission": log_emission}
-    for name, value in named.items():
-        if value is None:
-            raise TypeError(f"{name}: expected an array (torch.Tensor, jax.Array or numpy.ndarray), got None")
+    _need_arrays(named)
     backend = backend_of(**named)
     xp = backend.xp
     need_shape("log_emission", log_emission.shape, (None, None), "(..., T, K)")
@@ -361,6 +382,13 @@ def _theta(
     count = min(durations.shape[-1], num_steps)
     parts = (chain.initial, moves, durations[..., :count], tail[..., :count], chain.emission)
     return chain, Theta(*(xp.astype(x, dtype, copy=False) for x in parts))
+
+
+def _need_arrays(named: dict[str, Any]) -> None:
+    """Raise TypeError for one that is None, which `backend_of` takes as not given."""
+    for name, value in named.items():
+        if value is None:
+            raise TypeError(f"{name}: expected an array (torch.Tensor, jax.Array or numpy.ndarray), got None")
 
 
 def need_durations(xp: Any, log_duration: Array, num_states: int, source: str) -> None:

@@ -205,7 +205,7 @@ def lead(backend: Backend, x: Array, like: Array) -> Array:
 
 def extend(backend: Backend, x: Array, value: float) -> Array:
     """x with one more entry, `value`, on the last axis."""
-    return backend.xp.concat([x, backend.xp.full_like(x[..., :1], value)], axis=-1)
+    return backend.xp.concat([x, backend.full((*x.shape[:-1], 1), value, like=x)], axis=-1)  # of an empty axis, too
 
 
 def gather(backend: Backend, x: Array, table: Array) -> Array:

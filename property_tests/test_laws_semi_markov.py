@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import NamedTuple
 
@@ -217,6 +218,28 @@ def test_what_does_not_fit_is_named(change, message):
         hf.semi_markov_log_likelihood(**{**given_, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"log_initial": None}, TypeError, "log_initial: expected an array"),
+        ({"log_duration": np.zeros(3)}, ValueError, r"expected shapes \(K,\) and \(K, D_max\), got \(2,\) and \(3,\)"),
+        ({"log_transition": np.zeros((3, 2))}, ValueError, r"log_transition: expected shape \(2, 2\), got \(3, 2\)"),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_named(change, error, message):
+    given_ = {"log_initial": np.zeros(2), "log_transition": np.zeros((2, 2)), "log_duration": np.zeros((2, 3))}
+    with pytest.raises(error, match=message):
+        hf.semi_markov_sample(**{**given_, **change}, num_steps=3, rng=np.random.default_rng(0))
+
+
+def test_draws_end_before_a_state_without_durations():
+    with np.errstate(divide="ignore"):
+        parts = [np.log(x) for x in ([1.0, 0.0], [[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]])]
+    found = hf.semi_markov_sample(*parts, num_steps=5, rng=np.random.default_rng(0))
+    assert found.states.tolist() == [0, 0, -1, -1, -1]
+    assert found.is_start.tolist() == [True, False, False, False, False]
+
+
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 def test_hugely_negative_scores_lose_no_other_segmentation(name):
     """State 0 scores -1e17 at one step, as good as impossible: the rest is what -inf there leaves, digit by digit."""
@@ -231,6 +254,59 @@ def test_hugely_negative_scores_lose_no_other_segmentation(name):
     for one, other in zip(*found, strict=True):
         one, other = library.numpy(one), library.numpy(other)
         np.testing.assert_allclose(np.exp(np.minimum(one, 50.0)), np.exp(np.minimum(other, 50.0)), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("form", "magnitude"),
+    [*itertools.product(("auto", "reference", "numpy", "float32"), (1e9, 1e17, 1e29)), ("jax", 1e29)],
+)
+def test_posteriors_of_huge_scores_are_probabilities(form, magnitude):
+    """Later frames bring back by as much what earlier ones took: messages hold no digit of what is between."""
+    library = LIBRARIES[form if form in ("numpy", "jax") else "torch"]
+    dtype, kernel = "float32" if form == "float32" else "float64", form if form == "auto" else "reference"
+    rng = np.random.default_rng(0)
+    moves = logs(rng, 6, 1, 2, 2)
+    moves[..., range(2), range(2)] = -np.inf
+    parts = [logs(rng, 6, 2), moves, logs(rng, 6, 2, 3), rng.normal(size=(6, 8, 2)) * magnitude]
+    lengths = [8, 8, 8, 3, 1, 8]
+    parts[-1][1] /= magnitude  # what is beside them is as if alone
+    found = hf.semi_markov_forward_backward(*(library.array(x, dtype) for x in parts), lengths=lengths, kernel=kernel)
+    posteriors = np.exp(library.numpy(found.log_posteriors))
+    np.testing.assert_allclose(posteriors.sum(-1), np.arange(8) < np.array(lengths)[:, None], atol=1e-6)
+    oracle = Segmentations(*(np.asarray(x[1].squeeze(), dtype) for x in parts), True)
+    np.testing.assert_allclose(posteriors[1], oracle.counts()[0].astype(float), atol=1e-6)
+    frames = (library.numpy(found.expected_durations) * np.arange(1, 4)).sum((-1, -2))
+    ends = (library.numpy(found.expected_ends) * np.arange(1, 4)).sum((-1, -2))
+    np.testing.assert_allclose(frames + ends, lengths, atol=1e-5)
+    segments = library.numpy(found.expected_durations).sum((-1, -2))
+    np.testing.assert_allclose(library.numpy(found.expected_transitions).sum((-1, -2)), segments, atol=1e-5)
+
+
+def test_posteriors_of_long_float32_sequences():
+    rng = np.random.default_rng(0)
+    parts = [logs(rng, 4), logs(rng, 4, 4), logs(rng, 4, 20), rng.normal(size=(300, 4)) * 200]
+    parts = [torch.from_numpy(x).float() for x in parts]
+    exact = hf.semi_markov_forward_backward(*(x.double() for x in parts)).log_posteriors.exp()
+    found = hf.semi_markov_forward_backward(*parts, kernel="reference").log_posteriors.exp()
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("form", "part"), [*itertools.product(("auto", "reference", "numpy"), range(4)), ("jax", 3)])
+def test_nan_has_no_path_and_no_score(form, part):
+    """In the chain, in durations and in frames, of one of two sequences."""
+    library, rng = LIBRARIES[form if form in ("numpy", "jax") else "torch"], np.random.default_rng(0)
+    parts = [logs(rng, 2, *tail) for tail in ((2,), (1, 2, 2), (2, 3))] + [rng.normal(size=(2, 4, 2))]
+    parts[part][(1, *[-1] * (parts[part].ndim - 1))] = np.nan
+    arrays, options = [library.array(x) for x in parts], {"kernel": form if form == "auto" else "reference"}
+    found = hf.semi_markov_viterbi(*arrays, **options)
+    score, states, is_start = (library.numpy(x) for x in (found.log_joint, found.states, found.is_start))
+    assert np.isnan(score).tolist() == [False, True]
+    assert states[0].min() >= 0
+    assert is_start[0, 0]
+    drawn = hf.semi_markov_sample_posterior(*arrays, **options, rng=library.rng(0), num_samples=3)
+    for paths, starts in ((states[None], is_start[None]), (library.numpy(x) for x in drawn)):
+        assert (paths[:, 1] == -1).all()
+        assert not starts[:, 1].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -156,6 +156,9 @@ def create_prosody_aware_transitions(
 
     Slot t holds the transition from frame t to t + 1; the older function gave T matrices, of which the first had none.
     """
+    for name, contour in (("f0_contour", f0_contour), ("energy_contour", energy_contour)):
+        if not isinstance(contour, Tensor):
+            raise TypeError(f"{name}: expected a tensor (T,), got {type(contour).__name__}")
     if f0_contour.ndim != 1 or f0_contour.shape != energy_contour.shape:
         shapes = tuple(f0_contour.shape), tuple(energy_contour.shape)
         raise ValueError(f"f0_contour, energy_contour: expected shape (T,), got {shapes[0]} and {shapes[1]}")

@@ -112,9 +112,11 @@ def generate_trajectory(
         durations = choose_durations(model, states, how=how, rate=rate, total=total, generator=generator)
     elif (how, rate, total) != ("mean", 1.0, None):
         raise ValueError("durations: expected them, or how, rate and total, got both")
-    elif bool(((durations > 0) & (states < 0)).any()):
-        raise ValueError("durations: expected 0 where states are -1, got more")
+    else:
+        durations = torch.as_tensor(durations, device=states.device)
     frames = hf.expand_states(states.clamp_min(0), durations)
+    if bool(((durations > 0) & (states < 0)).any()):
+        raise ValueError("durations: expected 0 where states are -1, got more")
     laws, ends = model._laws_of(frames.clamp_min(0)), (frames >= 0).sum(-1)
     features = hf.mlpg(
         means[laws], variances[laws], windows, edges=edges, lengths=ends, global_variance=global_variance

@@ -200,6 +200,18 @@ def test_least_and_longest_durations(structured):
     assert hf.log_likelihood(*(x[:1] if x is args[2] else x for x in args), log_final=chain.log_final) == -np.inf
 
 
+@pytest.mark.parametrize("structured", [False, True])
+def test_one_state_of_least_and_longest_duration(structured):
+    chain = hf.duration_constrained(1, 2, 3, structured=structured, like=LIKE)
+    np.testing.assert_allclose(dense_of(chain.log_transition, 4).sum(1), 1, rtol=1e-14)
+    for num_steps, expected in ((1, 0.0), (2, 0.5), (3, 0.5), (4, 0.0)):
+        emission = np.zeros((num_steps, 4))
+        found = hf.log_likelihood(chain.log_initial, chain.log_transition, emission, log_final=chain.log_final)
+        np.testing.assert_allclose(np.exp(found), expected, rtol=1e-14)
+    alias = pytorch_hmm.create_duration_constrained_matrix(1, 2, 3)
+    torch.testing.assert_close(alias, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]))
+
+
 def test_laws_of_durations_are_cut_and_differentiable():
     law = torch.randn(4, dtype=torch.float64).log_softmax(0).requires_grad_()
     chain = hf.duration_constrained(2, 2, 3, log_duration=law)
@@ -333,6 +345,13 @@ def test_errors(name):
     make, words = ERRORS[name]
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_what_is_no_number_and_no_tensor_is_named():
+    with pytest.raises(TypeError, match="self_loop: expected a number, got str"):
+        pytorch_hmm.create_transition_matrix(3, self_loop_prob="0.5")
+    with pytest.raises(TypeError, match=r"f0_contour: expected a tensor \(T,\), got list"):
+        pytorch_hmm.create_prosody_aware_transitions([0.0, 1.0], torch.zeros(2), 2)
 
 
 def test_prosody_has_to_be_known():

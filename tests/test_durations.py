@@ -239,6 +239,23 @@ def test_m_steps_reach_what_scipy_finds(name):
         assert value > best - 1e-6, kind
 
 
+NARROW = {"gaussian": [(3.0, 0.01), (28.0, 0.5), (-40.0, 0.3)], "gamma": [(1e3, 20.0), (1e3, 0.01), (1e-3, 300.0)]}
+
+
+@pytest.mark.parametrize("start", range(3))
+@pytest.mark.parametrize("name", NARROW)
+def test_m_steps_leave_laws_that_call_what_is_seen_impossible(name, start):
+    """All of the start's mass lies on one duration, where curvature says nothing of the others."""
+    kinds = ("ends", "poisson")
+    counts = np.stack([patterns()[kind] for kind in kinds])
+    family = FAMILIES[name](D)
+    old = PARAMETERS[name](*(np.full(len(counts), value) for value in NARROW[name][start]))
+    found = mean_of(family, family.m_step(counts, old), counts)
+    oracle = "tilted_gaussian" if name == "gaussian" else name
+    for kind, row, value in zip(kinds, counts, found, strict=True):
+        assert value > best_mean(oracle, row, 1, STARTS[oracle][:1]) - 1e-6, kind
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_m_steps_within_limits_of_each_state(name):
     """Durations 3..6 and 2..8: what scipy finds on each."""

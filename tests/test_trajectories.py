@@ -106,6 +106,7 @@ def test_other_variances_and_shared_laws(form):
         ({"rate": 0.0}, ValueError, "rate: expected a positive number"),
         ({"rate": 2.0, "total": 9}, ValueError, "rate: expected none beside total"),
         ({"total": 2}, ValueError, "total: expected at least 3"),
+        ({"rate": "fast"}, TypeError, "rate: expected a number, got str"),
     ],
 )
 def test_bad_arguments(arguments, error, words):
@@ -128,6 +129,8 @@ def test_emissions_without_a_trajectory():
         ({"durations": torch.tensor([2, 2]), "states": torch.tensor([1, -1])}, "durations: expected 0 where"),
         ({"durations": torch.tensor([2]), "states": [7]}, "states: expected integers 0..2"),
         ({"durations": torch.tensor([2, 1, -1])}, "durations: expected at least 0"),
+        ({"durations": torch.tensor([2, 1])}, r"durations: expected shape \(..., N\) with N = 3"),
+        ({"durations": [2, 1]}, r"durations: expected shape \(..., N\) with N = 3"),
     ],
 )
 def test_bad_durations(arguments, words):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._check import need_count
+from .._check import need_count, need_number
 from ..backend import Array, backend_named, backend_of
 from ..transition import Banded, Sparse
 
@@ -177,5 +177,6 @@ def sparse_like(matrix: Any, like: Array | None) -> Sparse:
 
 def need_probability(name: str, value: float) -> None:
     """A number in [0, 1]."""
+    need_number(name, value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")

@@ -11,6 +11,8 @@ from ..numerics import logsumexp, softmax
 
 _STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.03, 0.001)
 _MOST = 60
+_NATS = 16.0
+"""By how much a step of length 1 along the slope changes odds of durations."""
 _ENOUGH = 1e-14
 _CLOSE = 1e-12
 
@@ -77,7 +79,8 @@ def fit_two(
         (K,) each; log p of the counts is not below that of the start.
 
     Newton's method within the bounds: what a bound holds back is left out, and each step goes as far as is best of
-    several lengths, none included.
+    several lengths, none included. Where nearly all is on one duration Newton's steps are too long by orders of
+    magnitude; a step along the slope, which changes odds by some nats, leads away from there.
 
     References: Bertsekas 1982 (projected Newton).
     """
@@ -86,6 +89,13 @@ def fit_two(
     begin = xp.stack(list(start))
     low, high = xp.minimum(xp.stack(list(least)), begin), xp.maximum(xp.stack(list(most)), begin)
     steps = (0.0, *_STEPS)
+
+    def spread(x: Array) -> Array:  # (K, D) to (K,)
+        high, low = (xp.where(base > -inf, x, end) for end in (-inf, inf))
+        found = xp.max(high, axis=-1) - xp.min(low, axis=-1)
+        return xp.where(found > 0, found, 1.0)
+
+    sizes = [spread(f) for f in features]
 
     def weights(found: Array) -> Array:  # (..., 2, K)
         return base + found[..., 0, :, None] * features[0] + found[..., 1, :, None] * features[1]
@@ -104,7 +114,10 @@ def fit_two(
         room = own[0] * own[1]
         det = xp.maximum(room - both * both, 1e-12 * room)
         det = xp.where(det > 0, det, 1.0)  # where all is on one duration, products are too small for numbers
+        plain = xp.stack([slope[f, :] / sizes[f] / sizes[f] for f in range(2)])
+        moved = plain[0, :, None] * features[0] + plain[1, :, None] * features[1]
         ways = (
+            _NATS / spread(moved) * plain,
             xp.stack([slope[f, :] / own[f] for f in range(2)]),
             xp.stack([own[1 - f] * slope[f, :] - both * slope[1 - f, :] for f in range(2)]) / det,
         )

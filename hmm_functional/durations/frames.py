@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from .._check import broadcast_batch, need_count, need_integers, need_shape
+from .._check import broadcast_batch, need_count, need_integers, need_number, need_shape
 from ..backend import Array, Backend, backend_of
 from ..chain import lengths_of
 from ..numerics import in_one_dtype
@@ -62,6 +62,7 @@ def scale_durations(
     least = need_count("least", least, 0)
     if total is not None and rate != 1.0:
         raise ValueError(f"rate: expected none beside total, got {rate}")
+    need_number("rate", rate)
     if not 0 < rate < inf:
         raise ValueError(f"rate: expected a positive number, got {rate}")
     means, variances = in_one_dtype(backend, means=means, variances=variances)
