@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hmm_functional as hf
@@ -49,6 +49,7 @@ def test_torch_learns_what_numpy_learns(problem):
     libraries_agree(torch.from_numpy, problem)
 
 
+@settings(max_examples=min(50, settings.default.max_examples))  # JAX compiles most of them
 @given(gapped(sizes=(2, 2, 2, 1, 5)))
 def test_jax_learns_what_numpy_learns(problem):
     libraries_agree(jnp.asarray, problem)

@@ -303,7 +303,6 @@ def enumerated_step(kind, x, initial, transition, shares, means, full):
         *product(("numpy", "torch"), TYPES, (False, True)),
         *product(("jax jit",), TYPES, (False,)),
         ("jax jit", "full", True),
-        ("jax", "full", False),
     ],
 )
 def test_a_chain_learns_by_enumeration(name, kind, is_small, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-VECTOR_BYTES = 64
 CHUNK = 16
 """Steps whose emissions are brought into vectors together."""
 FRONT = 4
