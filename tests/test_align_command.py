@@ -372,17 +372,14 @@ def test_ctrl_c(corpus, tmp_path, monkeypatch, capsys):
 
 
 def subprocess_of(arguments, limit=None):
-    def limited():
-        import resource
-
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "pytorch_hmm", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=limited
-    )
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if limit:  # not by preexec_fn, whose fork JAX warns of where another test has started it
+        import resource
+
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    return process
 
 
 def check_nothing_is_half_written(out: Path, whole: Path, is_killed: bool = False) -> None:
