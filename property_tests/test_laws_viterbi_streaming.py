@@ -169,6 +169,13 @@ HARD = (np.nan, np.inf, np.nan, -np.inf)
 SCALINGS = (trellis.Scaling(1, 0, True), trellis.Scaling(16, 0, False), trellis.Scaling(3, 2, True))
 
 
+def scores(rng, shape, zeros, is_tied, huge, dtype):
+    """Some -inf, with ties or without, of any size."""
+    found = random_log(rng, shape, spread=2.0, zeros=zeros)
+    with np.errstate(all="ignore"):
+        return ((np.round(found) if is_tied else found) * huge).astype(dtype)
+
+
 def by_both(function, *arguments):
     """What compiled code makes of it, which must be used, and what NumPy does; and that these are the same bits."""
     with mock.patch.object(kernel, "_call", wraps=kernel._call) as call:
@@ -201,9 +208,7 @@ def test_compiled_steps_are_those_of_numpy_to_the_bit(dtype, seed, data):
     huge = data.draw(st.sampled_from([1.0, 1.0, 1.0, 1e38, 1e308]))
 
     def draw(*shape):
-        found = random_log(rng, shape, spread=2.0, zeros=zeros)
-        with np.errstate(all="ignore"):
-            return ((np.round(found) if is_tied else found) * huge).astype(dtype)
+        return scores(rng, shape, zeros, is_tied, huge, dtype)
 
     structure, base = Dense(num_states), (num_states, num_states)
     if data.draw(st.booleans()):
@@ -258,9 +263,7 @@ def test_compiled_segments_are_those_of_numpy_to_the_bit(dtype, seed, data):
     is_tied, huge = data.draw(st.booleans()), data.draw(st.sampled_from([1.0, 1.0, 1e37, 1e307]))
 
     def draw(*shape):
-        found = random_log(rng, shape, spread=2.0, zeros=zeros)
-        with np.errstate(all="ignore"):
-            return ((np.round(found) if is_tied else found) * huge).astype(dtype)
+        return scores(rng, shape, zeros, is_tied, huge, dtype)
 
     arrays = [
         draw(num_states),

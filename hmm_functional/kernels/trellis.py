@@ -42,7 +42,7 @@ def forward(
     dtype = message.dtype
     kind, lanes = _KINDS[dtype], plan.LANES[_KINDS[dtype]]
     message, origins = np.array(message, order="C"), np.array(origins, np.int64, order="C")
-    scale, pointers = np.zeros(size), np.zeros((count, size, num_states), _pointer_type(num_states))
+    scale, pointers = np.zeros(size), np.zeros((count, size, num_states), pointer_type(num_states))
     weights, initial, emission = (np.ascontiguousarray(x, dtype) for x in (weights, initial, emission))
     width = layout.padded(max(num_states, lanes), lanes)
     arrays = {
@@ -163,7 +163,7 @@ def commit(
     arrays = {
         layout.LAST: message,
         layout.ORIGINS: origins,
-        layout.POINTERS: np.ascontiguousarray(pointers, _pointer_type(num_states)),
+        layout.POINTERS: np.ascontiguousarray(pointers, pointer_type(num_states)),
         layout.STATES: states,
         layout.SCRATCH: np.empty(2 * (num_states + width), np.int64),
     }
@@ -181,7 +181,7 @@ def commit(
 def _words(size: int, num_steps: int, num_states: int) -> list[int]:
     words = [0] * layout.NUM_FIELDS
     words[layout.NUM_TASKS], words[layout.NUM_STEPS], words[layout.NUM_STATES] = size, num_steps, num_states
-    words[layout.IS_WIDE] = int(_pointer_type(num_states) is np.int32)
+    words[layout.IS_WIDE] = int(pointer_type(num_states) is np.int32)
     return words
 
 
@@ -196,5 +196,6 @@ def _call(entry: compiled.Entry, words: list[int], arrays: dict[int, Any], numbe
     entry(fields.buffer_info()[0], 0)
 
 
-def _pointer_type(num_states: int) -> type[np.signedinteger[Any]]:
+def pointer_type(num_states: int) -> type[np.signedinteger[Any]]:
+    """Integers that tell so many states apart."""
     return np.int16 if num_states < 2**15 else np.int32

@@ -129,7 +129,7 @@ def forward(
         return Passed(*kernel.forward(weights, edges, scales, *streams))
     size, count, num_states = emission.shape
     states, base = np.arange(num_states), (np.arange(size) * num_states)[:, None]
-    pointers = np.empty((count, size, num_states), np.int16 if num_states < 2**15 else np.int32)
+    pointers = np.empty((count, size, num_states), kernel.pointer_type(num_states))
     is_valid = np.arange(count)[:, None] < lengths
     emission = np.moveaxis(emission, 1, 0)
     is_number = emission < inf

@@ -15,6 +15,7 @@ from ..chain import Chain, chain_of
 from ..edges import structure_from
 from ..kernels.layout import CHUNK
 from ..kernels.plan import element_of, variant_of
+from ..kernels.trellis import pointer_type
 from ..structure import Dense, Factored
 from . import trellis
 from .host import HostStreams, chunk_of, ended
@@ -103,7 +104,7 @@ def viterbi_stream_init(
         return backend.full((*batch, *shape), 0, like=initial, dtype=dtype)
 
     index = backend.index_dtype()
-    pointers = zeros(0, num_states, dtype=_pointer_type(backend, num_states))
+    pointers = zeros(0, num_states, dtype=getattr(backend.xp, pointer_type(num_states).__name__))
     counts = (zeros(num_states, dtype=index), *(zeros(dtype=index) for _ in range(3)))
     scale = zeros(2, dtype=backend.wide_dtype(initial))
     return ViterbiStreamState._make((initial, log_transition, initial, scale, pointers, *counts, delay))
@@ -219,10 +220,6 @@ def viterbi_stream_reset(state: ViterbiStreamState, is_ended: Any = None) -> Vit
     host = _Streams(state, backend, batch)
     host.reset(ended(is_ended, batch, "is_ended").reshape(-1))
     return host.state()
-
-
-def _pointer_type(backend: Backend, num_states: int) -> Any:
-    return backend.xp.int16 if num_states < 2**15 else backend.xp.int32
 
 
 def _score(backend: Backend, state: ViterbiStreamState, message: Array) -> Array:

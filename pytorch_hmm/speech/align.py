@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .aligner import PhoneAligner
 from .console import let_go, told
 from .corpus import Lexicon, Recording, TranscriptError, find_orphans, find_recordings, read_lexicon
+from .deltas import by_speaker
 from .labels.segment import read_text
 from .outputs import BusyError, Outputs, Record, digest, file_digest
 from .settings import AlignerSettings
@@ -198,10 +199,10 @@ def _align_all(
     job, number = Aligning(aligner, options.out, options.formats, options.pictures), file_digest(file)
     speakers = {name: one.recording.speaker for name, one in loaded.items()}
     # a speaker's mean and variance are those of all that was read of him
-    spoken: dict[str, list[str]] = {}
-    for one in loaded.values():
-        spoken.setdefault(one.recording.speaker, []).append(one.digest)
-    voices = {speaker: digest(sorted(digests)) for speaker, digests in spoken.items()}
+    voices = {
+        speakers[names[0]]: digest(sorted(loaded[name].digest for name in names))
+        for names in by_speaker(loaded, speakers)
+    }
     keys = {name: digest(number, name, one.digest, voices[speakers[name]]) for name, one in loaded.items()}
     known = {name: outputs.record(name, key, job.endings) for name, key in keys.items()}
     records = {name: record for name, record in known.items() if record is not None}
